@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use didact_core::gguf::GgufFile;
+use didact_core::gguf::{GgufFile, GgufTensor};
 use serde_json::{Map, Value, json};
 
 use crate::error::ModelError;
@@ -793,7 +793,7 @@ fn gguf_map(file: &GgufFile) -> Result<Map<String, Value>, ModelError> {
     let vocab = embedding_rows(file).or(number("vocab_size")?);
     let vocab = vocab.ok_or_else(|| file.missing(&key("vocab_size")))?;
     map.insert("vocab_size".into(), json!(vocab));
-    let tied = !file.tensors.iter().any(|t| t.name == "output.weight");
+    let tied = is_tied(file);
     map.insert("tie_word_embeddings".into(), json!(tied));
     let context = needed("context_length")?;
     let layers = needed("block_count")?;
@@ -865,6 +865,15 @@ fn gguf_map(file: &GgufFile) -> Result<Map<String, Value>, ModelError> {
     Ok(map)
 }
 
+/// Without an output projection, or with a copy of the embedding in its place, as older converters of GPT-2 wrote it.
+fn is_tied(file: &GgufFile) -> bool {
+    let find = |name: &str| file.tensors.iter().find(|t| t.name == name);
+    match (find("token_embd.weight"), find("output.weight")) {
+        (Some(input), Some(output)) => input.kind == output.kind && file.bytes(input) == file.bytes(output),
+        (_, output) => output.is_none(),
+    }
+}
+
 fn embedding_rows(file: &GgufFile) -> Option<u64> {
     file.tensors.iter().find(|t| t.name == "token_embd.weight").map(|t| t.shape[0] as u64)
 }
@@ -874,15 +883,9 @@ fn gguf_rope_scaling(file: &GgufFile, arch: &str, context: u64) -> Result<Value,
     let kind = file.get_str(&key("type"))?.unwrap_or("none");
     let factor = file.get_f64(&key("factor"))?;
     let original = file.get_u64(&key("original_context_length"))?.unwrap_or(context);
-    // Llama 3.1's scaling is stored as a tensor of per-dimension divisors, from which the settings cannot be had back.
+    // Llama 3.1's scaling is stored as a tensor of divisors, one per pair of dimensions.
     if let Some(t) = file.tensors.iter().find(|t| t.name.starts_with("rope_freqs")) {
-        return Err(ModelError::Unsupported {
-            path: file.path().to_owned(),
-            key: format!("tensor {}", t.name),
-            value: format!("{:?}", t.shape),
-            supported: "rope scaling kept in the metadata (none linear yarn); use the safetensors files of this model"
-                .into(),
-        });
+        return llama3_from_divisors(file, arch, t);
     }
     let legacy = file.get_f64(&format!("{arch}.rope.scale_linear"))?;
     match kind {
@@ -915,6 +918,33 @@ fn gguf_rope_scaling(file: &GgufFile, arch: &str, context: u64) -> Result<Value,
             supported: "none linear yarn".into(),
         }),
     }
+}
+
+/// Recovers Llama 3's scaling settings from the divisors that llama.cpp computed from them: the settings that Meta's
+/// models use, with the factor read off the largest divisor, are tried and must give the very divisors in the file.
+fn llama3_from_divisors(file: &GgufFile, arch: &str, tensor: &GgufTensor) -> Result<Value, ModelError> {
+    let divisors = crate::weights::dequantize(tensor.kind, file.bytes(tensor));
+    let theta = file.get_f64(&format!("{arch}.rope.freq_base"))?.unwrap_or(10000.0);
+    let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max)).round();
+    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let agrees = divisors.iter().enumerate().all(|(i, &found)| {
+        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(i as f64 / divisors.len() as f64);
+        let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+        let divisor = 1.0 / ((1.0 - smooth) / factor + smooth);
+        (f64::from(found) - divisor).abs() <= 1e-3 * divisor
+    });
+    if !agrees {
+        return Err(ModelError::Unsupported {
+            path: file.path().to_owned(),
+            key: format!("tensor {}", tensor.name),
+            value: format!("{:?}", tensor.shape),
+            supported: "divisors of Llama 3's scaling over 8192 positions; use this model's safetensors files".into(),
+        });
+    }
+    Ok(json!({
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "original_max_position_embeddings": 8192,
+    }))
 }
 
 /// Where a configuration made by hand is from, for messages: the table of a recipe.

@@ -1,1 +1,33 @@
-//! The crate's text goes here.
+//! Models: their files and their mathematics.
+//!
+//! - **files**: [`config`] (`config.json` and GGUF metadata), [`shapes`] (the list of parameters), [`weights`]
+//!   (safetensors and GGUF in, lazily, from memory-mapped files), [`export`] (Hugging Face directories out), [`peft`]
+//!   (LoRA adapters in and out), [`memory`] (what running and training will take);
+//! - **mathematics**: [`parameters`] (one ordered list), [`decoder`] (every architecture from one block), [`ops`] (its
+//!   operators with hand-written gradients), [`lora`], [`init`], [`loss`], and [`verify`] (against reference outputs).
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod error;
+pub mod export;
+pub mod memory;
+pub mod peft;
+pub mod rope;
+pub mod shapes;
+pub mod decoder;
+pub mod init;
+pub mod lora;
+pub mod loss;
+pub mod ops;
+pub mod parameters;
+pub mod rotary;
+pub mod weights;
+
+pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling};
+pub use decoder::{Decoder, DecoderInput, ForwardMode};
+pub use error::ModelError;
+pub use lora::{LoraConfig, LoraState, TargetModules};
+pub use loss::LossSum;
+pub use parameters::{Parameter, ParameterId, ParameterSet, ParameterValue};
+pub use shapes::{ParameterSpec, expected_parameters, parameter_count};
+pub use weights::{Checkpoint, Dtype};

@@ -1,0 +1,167 @@
+//! The number type an operator is written over: `f32` on the fast kernels, `f64` as the reference.
+//!
+//! Every hand-written forward and backward in this module is generic over [`Real`], so that the very code that trains
+//! can be run in `f64` and held against the operator composed from Burn's own tensor functions.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use burn_backend::Element;
+use didact_kernels::Precision;
+use didact_kernels::gemm::{MatRef, gemm};
+
+/// A matrix seen through strides: `[i, j]` is `data[i * row_stride + j * col_stride]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a, E> {
+    /// The elements, from `[0, 0]` on.
+    pub(crate) data: &'a [E],
+    /// Distance between rows.
+    pub(crate) row_stride: usize,
+    /// Distance between columns.
+    pub(crate) col_stride: usize,
+}
+
+impl<'a, E> View<'a, E> {
+    /// Rows of `width` contiguous elements.
+    pub(crate) fn rows(data: &'a [E], width: usize) -> Self {
+        Self { data, row_stride: width, col_stride: 1 }
+    }
+
+    /// The transpose of [`View::rows`].
+    pub(crate) fn columns(data: &'a [E], width: usize) -> Self {
+        Self { data, row_stride: 1, col_stride: width }
+    }
+}
+
+/// A floating point number with the few functions that the operators need.
+pub(crate) trait Real:
+    Element
+    + bytemuck::Pod
+    + Send
+    + Sync
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+    /// The nearest value.
+    fn of(value: f64) -> Self;
+    /// The same value in double precision.
+    fn wide(self) -> f64;
+    /// `e` to the power of `self`.
+    fn exp(self) -> Self;
+    /// The square root.
+    fn sqrt(self) -> Self;
+    /// `c[m, n] (+)= a[m, k] · b[k, n]`, rows of `c` being `ldc` apart.
+    fn gemm(
+        c: &mut [Self],
+        ldc: usize,
+        shape: [usize; 3],
+        a: View<'_, Self>,
+        b: View<'_, Self>,
+        accumulate: bool,
+        precision: Precision,
+    );
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+
+    /// Branch-free, so that loops over it become vector code; within 2 ulp for results that are normal numbers, and
+    /// results below the smallest normal number come out as about that number.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits of the mantissa.
+        const SHIFT: f32 = 12_582_912.0;
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        let x = if self > -87.0 { self } else { -87.0 };
+        let x = if x < 88.0 { x } else { 88.0 };
+        let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+        let n = shifted - SHIFT;
+        let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+        let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1)
+            * r
+            + 0.5;
+        let p = p * r * r + r + 1.0;
+        let exponent = shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23;
+        p * f32::from_bits(exponent)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
+    }
+
+    fn gemm(
+        c: &mut [Self],
+        ldc: usize,
+        [m, n, k]: [usize; 3],
+        a: View<'_, Self>,
+        b: View<'_, Self>,
+        accumulate: bool,
+        precision: Precision,
+    ) {
+        let a = MatRef { data: a.data, row_stride: a.row_stride, col_stride: a.col_stride };
+        let b = MatRef { data: b.data, row_stride: b.row_stride, col_stride: b.col_stride };
+        gemm(c, ldc, m, n, k, a, b, accumulate, precision);
+    }
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn wide(self) -> f64 {
+        self
+    }
+
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+
+    fn gemm(
+        c: &mut [Self],
+        ldc: usize,
+        [m, n, k]: [usize; 3],
+        a: View<'_, Self>,
+        b: View<'_, Self>,
+        accumulate: bool,
+        _precision: Precision,
+    ) {
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = if accumulate { c[i * ldc + j] } else { 0.0 };
+                for p in 0..k {
+                    sum += a.data[i * a.row_stride + p * a.col_stride] * b.data[p * b.row_stride + j * b.col_stride];
+                }
+                c[i * ldc + j] = sum;
+            }
+        }
+    }
+}
