@@ -21,6 +21,7 @@ pub mod loss;
 pub mod ops;
 pub mod parameters;
 pub mod rotary;
+pub mod verify;
 pub mod weights;
 
 pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling};
