@@ -7,10 +7,12 @@ use didact_core::files;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, ModelConfig};
+use crate::decoder::Decoder;
 use crate::error::ModelError;
 use crate::export::{TensorWriter, Written, write_json};
+use crate::lora::{LinearLayer, LoraConfig, TargetModules, linear_layers, merge_branch};
 use crate::shapes::{ParameterSpec, expected_parameters};
-use crate::weights::{Dtype, TensorFile};
+use crate::weights::{Checkpoint, Dtype, TensorFile};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const TENSOR_FILE: &str = "adapter_model.safetensors";
@@ -73,20 +75,6 @@ pub struct Adapter {
     pub pairs: Vec<LoraPair>,
 }
 
-/// The linear layers of a model: path, inputs, outputs. The output projection and embeddings are not among them, as
-/// in PEFT's `all-linear`.
-pub fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
-    let transposed = config.model_type == Architecture::Gpt2;
-    expected_parameters(config)
-        .into_iter()
-        .filter(|p| p.shape.len() == 2 && (p.name.contains(".layers.") || p.name.contains(".h.")))
-        .map(|p| {
-            let module = p.name.strip_suffix(".weight").expect("only weights are matrices").to_owned();
-            if transposed { (module, p.shape[0], p.shape[1]) } else { (module, p.shape[1], p.shape[0]) }
-        })
-        .collect()
-}
-
 impl Adapter {
     /// Reads an adapter directory and checks it against the model that it is for.
     ///
@@ -105,7 +93,7 @@ impl Adapter {
         let settings = read_settings(&path, &raw)?;
         let file = TensorFile::open(&dir.join(TENSOR_FILE))?;
         let known: BTreeMap<String, (usize, usize)> =
-            linear_modules(model).into_iter().map(|(name, i, o)| (name, (i, o))).collect();
+            linear_layers(model).into_iter().map(|l| (l.path, (l.inputs, l.outputs))).collect();
         let adapter_error = |problem: String| ModelError::Adapter { path: file.path.clone(), problem };
         let mut modules = BTreeSet::new();
         for name in file.tensors.keys() {
@@ -156,6 +144,100 @@ impl Adapter {
             pairs.push(LoraPair { module, rank, scale, inputs, outputs, a, b });
         }
         Ok(Self { config: settings, pairs })
+    }
+}
+
+impl Adapter {
+    /// The adapter that a decoder carries, if it carries one; `base` says what it was trained on.
+    pub fn from_decoder(decoder: &Decoder, base: Option<String>) -> Option<Self> {
+        let lora = decoder.lora()?;
+        let layers = linear_layers(decoder.config());
+        let target_modules = match &lora.config.target_modules {
+            TargetModules::Named(names) => names.clone(),
+            // PEFT resolves "all-linear" to the layers' last names before saving.
+            TargetModules::AllLinear => {
+                let last = |b: &crate::lora::LoraBranchIds| b.path.rsplit('.').next().map(str::to_owned);
+                Vec::from_iter(lora.branches.iter().filter_map(last).collect::<BTreeSet<_>>())
+            }
+        };
+        let config = AdapterConfig {
+            r: lora.config.rank,
+            lora_alpha: lora.config.alpha,
+            lora_dropout: lora.config.dropout,
+            target_modules,
+            use_rslora: lora.config.use_rslora,
+            base_model_name_or_path: base,
+        };
+        let parameters = decoder.parameters();
+        let pair = |branch: &crate::lora::LoraBranchIds| {
+            let layer = layers.iter().find(|l| l.path == branch.path).expect("branches sit on linear layers");
+            LoraPair {
+                module: branch.path.clone(),
+                rank: config.r,
+                scale: config.scale(),
+                inputs: layer.inputs,
+                outputs: layer.outputs,
+                a: parameters.get(branch.a).to_vec(),
+                b: parameters.get(branch.b).to_vec(),
+            }
+        };
+        let mut pairs: Vec<LoraPair> = lora.branches.iter().map(pair).collect();
+        pairs.sort_by(|x, y| x.module.cmp(&y.module));
+        Some(Self { config, pairs })
+    }
+
+    /// Puts this adapter on a decoder, to be trained further or used.
+    ///
+    /// # Errors
+    /// [`ModelError::Adapter`] if its layers have different ranks or scales, which a decoder does not do (merging
+    /// does); [`ModelError::LoraSetting`] for settings that training cannot use.
+    ///
+    /// # Panics
+    /// If the decoder has an adapter already.
+    pub fn attach(&self, decoder: &mut Decoder) -> Result<(), ModelError> {
+        let config = &self.config;
+        if let Some(pair) = self.pairs.iter().find(|p| p.rank != config.r || p.scale != config.scale()) {
+            let problem = format!(
+                "`{}` has rank {} and scale {}, the others {} and {}; merge it with `didact model merge` instead",
+                pair.module,
+                pair.rank,
+                pair.scale,
+                config.r,
+                config.scale()
+            );
+            return Err(ModelError::Adapter { path: CONFIG_FILE.into(), problem });
+        }
+        let lora = LoraConfig {
+            rank: config.r,
+            alpha: config.lora_alpha,
+            dropout: config.lora_dropout,
+            // Whole paths: the settings may name layers that the adapter has no matrices for.
+            target_modules: TargetModules::Named(self.pairs.iter().map(|p| p.module.clone()).collect()),
+            use_rslora: config.use_rslora,
+        };
+        decoder.attach_lora(&lora, |layer, _| {
+            let pair = self.pairs.iter().find(|p| p.module == layer.path).expect("targets are the pairs' modules");
+            Ok((pair.a.clone(), pair.b.clone()))
+        })
+    }
+
+    /// Every parameter of `base` with this adapter folded in, one at a time: `W + scale * B A`.
+    pub fn merged_into<'a>(
+        &'a self,
+        base: &'a Checkpoint,
+    ) -> impl Iterator<Item = Result<(String, Vec<usize>, Vec<f32>), ModelError>> + 'a {
+        let layers: BTreeMap<String, LinearLayer> =
+            linear_layers(base.config()).into_iter().map(|l| (l.path.clone(), l)).collect();
+        expected_parameters(base.config()).into_iter().map(move |spec| {
+            let mut values = base.tensor_f32(&spec.name)?;
+            if let Some(path) = spec.name.strip_suffix(".weight")
+                && let Some(pair) = self.pairs.iter().find(|p| p.module == path)
+                && let Some(layer) = layers.get(path)
+            {
+                merge_branch(&mut values, &pair.a, &pair.b, layer, pair.rank, pair.scale);
+            }
+            Ok((spec.name, spec.shape, values))
+        })
     }
 }
 

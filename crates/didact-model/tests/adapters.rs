@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use didact_model::ModelConfig;
-use didact_model::peft::{Adapter, AdapterConfig, LoraPair, linear_modules, save_adapter};
+use burn::tensor::Device;
+use didact_core::seed::Streams;
+use didact_model::lora::linear_layers;
+use didact_model::peft::{Adapter, AdapterConfig, LoraPair, save_adapter};
+use didact_model::{Checkpoint, Decoder, LoraConfig, ModelConfig, TargetModules};
 use serde_json::{Value, json};
 
 fn config(arch: &str) -> ModelConfig {
@@ -24,9 +27,10 @@ fn settings() -> AdapterConfig {
 }
 
 fn pairs(model: &ModelConfig, ends: &[&str]) -> Vec<LoraPair> {
-    linear_modules(model)
+    linear_layers(model)
         .into_iter()
-        .filter(|(m, ..)| ends.iter().any(|e| m.ends_with(e)))
+        .filter(|l| ends.iter().any(|e| l.path.ends_with(e)))
+        .map(|layer| (layer.path, layer.inputs, layer.outputs))
         .map(|(module, inputs, outputs)| LoraPair {
             module,
             rank: 2,
@@ -132,4 +136,55 @@ fn what_is_not_plain_lora_is_refused_by_name() {
     let empty = tempfile::tempdir().unwrap();
     let error = Adapter::read(empty.path(), &model).unwrap_err().to_string();
     assert!(error.contains("there is no adapter_config.json, so it is not an adapter"), "{error}");
+}
+
+fn golden(arch: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(arch)
+}
+
+#[test]
+fn a_decoders_adapter_goes_out_and_comes_back() {
+    let checkpoint = Checkpoint::open(golden("llama")).unwrap();
+    let device = Device::flex().autodiff();
+    let mut decoder = Decoder::load(&checkpoint, &device).unwrap();
+    assert!(Adapter::from_decoder(&decoder, None).is_none());
+    let lora =
+        LoraConfig { rank: 3, alpha: 6.0, dropout: 0.1, target_modules: TargetModules::AllLinear, use_rslora: false };
+    decoder.add_lora(&lora, &Streams::new(1)).unwrap();
+    for id in decoder.lora().unwrap().branches.iter().map(|b| b.b).collect::<Vec<_>>() {
+        decoder.parameters_mut().data_mut(id, |b| b.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 512.0));
+    }
+    let adapter = Adapter::from_decoder(&decoder, Some("base".into())).unwrap();
+    assert_eq!(adapter.pairs.len(), 14);
+    let names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+    assert_eq!(adapter.config.target_modules, names);
+    let dir = tempfile::tempdir().unwrap();
+    save_adapter(dir.path(), decoder.config(), &adapter.config, adapter.pairs.clone()).unwrap();
+    let back = Adapter::read(dir.path(), decoder.config()).unwrap();
+    assert_eq!(back, adapter);
+    let mut second = Decoder::load(&checkpoint, &device).unwrap();
+    back.attach(&mut second).unwrap();
+    assert_eq!(Adapter::from_decoder(&second, Some("base".into())).unwrap().pairs, adapter.pairs);
+    // Folding into the files gives the very numbers of folding in memory.
+    for (merged, expected) in back.merged_into(&checkpoint).zip(decoder.merged()) {
+        assert_eq!(merged.unwrap(), expected);
+    }
+}
+
+#[test]
+fn an_adapter_of_many_ranks_is_merged_but_not_attached() {
+    let checkpoint = Checkpoint::open(golden("llama")).unwrap();
+    let mut odd = pairs(checkpoint.config(), &["q_proj"]);
+    odd[1].scale = 0.5;
+    let adapter = Adapter { config: settings(), pairs: odd };
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex().autodiff()).unwrap();
+    let error = adapter.attach(&mut decoder).unwrap_err().to_string();
+    assert!(error.contains("has rank 2 and scale 0.5, the others 2 and 4"), "{error}");
+    let changed = adapter
+        .merged_into(&checkpoint)
+        .map(Result::unwrap)
+        .filter(|(name, _, values)| checkpoint.tensor_f32(name).unwrap() != *values)
+        .map(|(name, ..)| name)
+        .collect::<Vec<_>>();
+    assert_eq!(changed, ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"]);
 }
