@@ -4,6 +4,8 @@
 //! is which parameters a block has: RMS norm or layer norm, rotary or learned positions, separate or joint projections
 //! of queries, keys and values, norms on query and key heads, biases, a gated or plain feed-forward.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -69,6 +71,75 @@ impl DecoderInput<'_> {
             return refuse("position", position as usize, context - 1);
         }
         Ok(())
+    }
+}
+
+/// The tokens of a batch that are computed, document after document. Everything but attention works on single tokens,
+/// and attention sees its own document only, so rows and padding need not exist inside the decoder.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// Places in the batch, `0..B·T`.
+    tokens: Vec<u32>,
+    /// Each document's part of `tokens`.
+    sequences: Vec<Range<usize>>,
+    /// `B·T`.
+    batch: usize,
+}
+
+impl Order {
+    /// All tokens.
+    fn all(input: &DecoderInput<'_>) -> Self {
+        Self::new(input, |_| true)
+    }
+
+    /// The tokens that a loss with these weights depends on: each document up to its last token with a weight. All
+    /// tokens if there is no weight at all.
+    pub(crate) fn for_weights(input: &DecoderInput<'_>, weights: &[f32]) -> Self {
+        let order = Self::new(input, |i| weights[i] != 0.0);
+        if order.tokens.is_empty() { Self::all(input) } else { order }
+    }
+
+    fn new(input: &DecoderInput<'_>, is_needed: impl Fn(usize) -> bool) -> Self {
+        let mut order = Self { tokens: Vec::new(), sequences: Vec::new(), batch: input.rows * input.len };
+        for row in 0..input.rows {
+            // In the order in which they begin; a document may go on after another one.
+            let mut documents: Vec<(u32, Vec<u32>)> = Vec::new();
+            let mut places = BTreeMap::new();
+            for i in row * input.len..(row + 1) * input.len {
+                let segment = input.segments[i];
+                let place = *places.entry(segment).or_insert_with(|| {
+                    documents.push((segment, Vec::new()));
+                    documents.len() - 1
+                });
+                documents[place].1.push(i as u32);
+            }
+            for (_, document) in documents {
+                let used = document.iter().rposition(|&i| is_needed(i as usize)).map_or(0, |last| last + 1);
+                if used > 0 {
+                    let begin = order.tokens.len();
+                    order.tokens.extend_from_slice(&document[..used]);
+                    order.sequences.push(begin..order.tokens.len());
+                }
+            }
+        }
+        order
+    }
+
+    fn is_that_of_the_batch(&self) -> bool {
+        self.tokens.len() == self.batch && self.tokens.iter().enumerate().all(|(i, &t)| i == t as usize)
+    }
+
+    fn pick(&self, values: &[u32]) -> Vec<u32> {
+        self.tokens.iter().map(|&i| values[i as usize]).collect()
+    }
+
+    /// Where each token of the batch is in this order; `u32::MAX` for those that are not.
+    pub(crate) fn places(&self) -> Vec<u32> {
+        let mut places = vec![u32::MAX; self.batch];
+        for (place, &token) in self.tokens.iter().enumerate() {
+            places[token as usize] = place as u32;
+        }
+        places
     }
 }
 
@@ -372,24 +443,30 @@ impl Decoder {
     /// # Panics
     /// If [`DecoderInput::check`] would refuse the input.
     pub fn hidden(&self, input: &DecoderInput<'_>, mode: &ForwardMode) -> Tensor<2> {
+        let order = Order::all(input);
+        let hidden = self.hidden_in_order(input, &order, mode);
+        if order.is_that_of_the_batch() { hidden } else { gather_rows(hidden, &order.places()) }
+    }
+
+    /// As [`hidden`](Self::hidden), of the tokens that `order` names and in its order: `[N, E]`.
+    pub(crate) fn hidden_in_order(&self, input: &DecoderInput<'_>, order: &Order, mode: &ForwardMode) -> Tensor<2> {
         if let Err(error) = input.check(&self.config) {
             panic!("{error}");
         }
         let pass = Pass { decoder: self, mode: *mode };
         let config = &self.config;
+        let (ids, positions) = (order.pick(input.ids), order.pick(input.positions));
         let plan = Arc::new(AttentionPlan {
-            rows: input.rows,
-            len: input.len,
+            sequences: order.sequences.clone(),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            rotary: RotaryTable::new(config, input.positions),
-            segments: input.segments.to_vec(),
+            rotary: RotaryTable::new(config, &positions),
             precision: self.precision,
         });
-        let mut x = gather_rows(pass.matrix(self.layers.embedding), input.ids);
-        if let Some(positions) = self.layers.positions {
-            x = x + gather_rows(pass.matrix(positions), input.positions);
+        let mut x = gather_rows(pass.matrix(self.layers.embedding), &ids);
+        if let Some(table) = self.layers.positions {
+            x = x + gather_rows(pass.matrix(table), &positions);
         }
         for block in &self.layers.blocks {
             x = pass.block(block, x, &plan);

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::decoder::{Decoder, DecoderInput, ForwardMode};
+use crate::decoder::{Decoder, DecoderInput, ForwardMode, Order};
 use crate::ops::{gather_rows, linear_cross_entropy};
 
 /// A batch's loss as a sum, so that micro-batches of uneven weight add up: divide by the weight of all of them.
@@ -25,8 +25,9 @@ impl LossSum {
     }
 }
 
-/// The weighted sum of `-log p(targets[i] | tokens up to i)` over a batch. Logits are computed only where the weight is
-/// not 0, some positions at a time.
+/// The weighted sum of `-log p(targets[i] | tokens up to i)` over a batch. Nothing is
+/// computed for padding and for what follows a document's last weighted token; logits only where the weight is not 0,
+/// some positions at a time.
 ///
 /// # Shapes
 /// - `targets`, `weights`: `[B·T]`; `targets[i]` is what follows `input.ids[i]`, whatever where the weight is 0
@@ -44,15 +45,18 @@ pub fn next_token(
     assert_eq!([targets.len(), weights.len()], [tokens; 2], "next_token: one target and one weight per token");
     let at: Vec<u32> = (0..tokens as u32).filter(|&i| weights[i as usize] != 0.0).collect();
     let targets: Vec<u32> = at.iter().map(|&i| targets[i as usize]).collect();
+    let order = Order::for_weights(input, weights);
     let weights: Vec<f32> = at.iter().map(|&i| weights[i as usize]).collect();
     let total_weight = weights.iter().map(|&w| f64::from(w)).sum();
-    let hidden = decoder.hidden(input, mode);
+    let hidden = decoder.hidden_in_order(input, &order, mode);
     if at.is_empty() {
         // Still a function of the parameters, so that a backward pass finds every gradient: they are all 0.
         let loss_sum = hidden.slice([0..1, 0..1]).mul_scalar(0.0).reshape([1]);
         return LossSum { loss_sum, per_token: Vec::new(), at, total_weight };
     }
-    let hidden = gather_rows(hidden, &at);
+    let places = order.places();
+    let at_places: Vec<u32> = at.iter().map(|&i| places[i as usize]).collect();
+    let hidden = gather_rows(hidden, &at_places);
     let head = decoder.head(*mode != ForwardMode::Eval);
     let (loss_sum, per_token) = linear_cross_entropy(hidden, head, &targets, &weights, decoder.precision());
     let per_token = per_token.into_data().try_into_vec::<f32>().expect("losses of f32 logits are f32");

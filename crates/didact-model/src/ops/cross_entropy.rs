@@ -18,7 +18,7 @@ use didact_kernels::Precision;
 use rayon::prelude::*;
 
 use super::real::{Real, View};
-use super::rows::sum;
+use super::rows::{max, sum};
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
 
 /// Logits that exist at a time (32 MB in `f32`), at least one position's.
@@ -104,10 +104,7 @@ struct Forward {
 /// One position's loss. With `gradient`, turns its logits into `weight · (softmax - onehot)`.
 #[inline(always)]
 fn position<E: Real>(logits: &mut [E], target: usize, weight: E, gradient: bool) -> E {
-    let mut largest = logits[0];
-    for &logit in logits.iter() {
-        largest = if logit > largest { logit } else { largest };
-    }
+    let largest = max(logits);
     let at_target = logits[target] - largest;
     for logit in logits.iter_mut() {
         *logit = (*logit - largest).exp();

@@ -2,7 +2,7 @@
 //! (what devices other than this processor run, and the oracle of the tests), the fused forward, and the hand-written
 //! backward, both over the slices of `didact-kernels`.
 //!
-//! Matrices are `[N, width]` with `N = B·T` tokens; heads lie side by side in a row. Gradients have the same bits in
+//! Matrices are `[N, width]` with N tokens; heads lie side by side in a row. Gradients have the same bits in
 //! every run and with every number of threads: sums over tokens go through blocks of fixed size in a fixed order.
 
 pub mod activation;

@@ -92,8 +92,9 @@ impl Real for f32 {
         const SHIFT: f32 = 12_582_912.0;
         const LN2_HIGH: f32 = 0.693_359_4;
         const LN2_LOW: f32 = -2.121_944_4e-4;
-        let x = if self > -87.0 { self } else { -87.0 };
-        let x = if x < 88.0 { x } else { 88.0 };
+        // Written so that what is not a number stays so and reaches the check of the loss.
+        let x = if self < -87.0 { -87.0 } else { self };
+        let x = if x > 88.0 { 88.0 } else { x };
         let shifted = x * std::f32::consts::LOG2_E + SHIFT;
         let n = shifted - SHIFT;
         let r = (x - n * LN2_HIGH) - n * LN2_LOW;

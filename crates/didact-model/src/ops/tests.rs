@@ -257,27 +257,30 @@ fn gathered_rows_add_up_their_gradients() {
     .check();
 }
 
-/// Segments with a document, one that comes back after another, and padding; positions that restart.
-fn plan(rows: usize, len: usize, segments: &[u32], rotary: bool, precision: Precision) -> Arc<AttentionPlan> {
-    let positions: Vec<u32> = (0..rows * len).map(|i| (i % 7) as u32).collect();
+/// Sequences of these lengths; positions that restart in the middle.
+fn plan(lengths: &[usize], rotary: bool, precision: Precision) -> Arc<AttentionPlan> {
+    let mut sequences = Vec::new();
+    let mut tokens = 0;
+    for &len in lengths {
+        sequences.push(tokens..tokens + len);
+        tokens += len;
+    }
+    let positions: Vec<u32> = (0..tokens).map(|i| (i % 7) as u32).collect();
     Arc::new(AttentionPlan {
-        rows,
-        len,
+        sequences,
         heads: 4,
         kv_heads: 2,
         head_dim: 6,
         rotary: rotary.then(|| RotaryTable::from_frequencies(&[1.0, 0.3, 0.05], 1.25, &positions)),
-        segments: segments.to_vec(),
         precision,
     })
 }
 
 #[test]
-fn attention_over_packed_rows() {
-    let segments = [[0, 0, 0, 1, 1, 2, 2], [5, 5, 6, 5, 6, 6, 5]].concat();
+fn attention_over_ragged_sequences() {
     for rotary in [false, true] {
-        let single = plan(2, 7, &segments, rotary, Precision::F32);
-        let half = plan(2, 7, &segments, rotary, Precision::Bf16);
+        let single = plan(&[5, 1, 8], rotary, Precision::F32);
+        let half = plan(&[5, 1, 8], rotary, Precision::Bf16);
         Case {
             name: "attention",
             dims: vec![[14, (4 + 2 * 2) * 6]],
@@ -291,12 +294,10 @@ fn attention_over_packed_rows() {
 
 #[test]
 fn attention_over_several_blocks_of_queries() {
-    // 150 tokens are three blocks; the second document begins within the second.
-    let segments: Vec<u32> = (0..150).map(|t| u32::from(t >= 80)).collect();
-    let plan = plan(1, 150, &segments, true, Precision::F32);
+    let plan = plan(&[70, 150], true, Precision::F32);
     let case = Case {
         name: "long attention",
-        dims: vec![[150, (4 + 2 * 2) * 6]],
+        dims: vec![[220, (4 + 2 * 2) * 6]],
         composed: &|t| attention::attention_composed(t[0].clone(), &plan),
         fused: &|t| attention(t[0].clone(), &plan),
         bf16: None,
