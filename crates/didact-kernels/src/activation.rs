@@ -1,0 +1,1 @@
+//! (being written by the owner of this crate; overwrite freely)

@@ -1,0 +1,152 @@
+//! From packed operands to C: blocks for the caches, and threads.
+
+use super::pack::{Panels, Plan};
+use super::tile::{Tile, compute};
+use rayon::prelude::*;
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// The `m × n` part of a slice that is written to.
+pub(super) struct Output<'a> {
+    c: *mut f32,
+    ldc: usize,
+    m: usize,
+    n: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: an `Output` is the only way to its floats, as the `&mut` it was made from was, and floats may move between
+// threads.
+unsafe impl Send for Output<'_> {}
+// SAFETY: `multiply` alone writes through a shared `Output`, each task to a tile of its own.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// The first `n` columns of `m` rows, `ldc` apart.
+    pub(super) fn new(c: &'a mut [f32], ldc: usize, m: usize, n: usize) -> Self {
+        assert!(ldc >= n, "gemm: rows of C are {ldc} apart, too near for {n} columns");
+        let needed = if m == 0 || n == 0 { Some(0) } else { (m - 1).checked_mul(ldc).and_then(|r| r.checked_add(n)) };
+        assert!(
+            needed.is_some_and(|needed| needed <= c.len()),
+            "gemm: C has {} floats, too few for {m} x {n} with {ldc} between rows",
+            c.len()
+        );
+        Self { c: c.as_mut_ptr(), ldc, m, n, life: PhantomData }
+    }
+
+    /// Finishes products that need no multiplying.
+    pub(super) fn is_done(&mut self, k: usize, accumulate: bool) -> bool {
+        if self.m == 0 || self.n == 0 {
+            return true;
+        }
+        if k == 0 && !accumulate {
+            for i in 0..self.m {
+                // SAFETY: `new` checked that row `i` has `n` floats in the slice, which `&mut self` is the only way to.
+                unsafe { std::slice::from_raw_parts_mut(self.c.add(i * self.ldc), self.n) }.fill(0.0);
+            }
+        }
+        k == 0
+    }
+
+    /// A part of it, for as long as the whole is borrowed.
+    pub(super) fn part(&mut self, row: usize, column: usize, m: usize, n: usize) -> Output<'_> {
+        assert!(row + m <= self.m && column + n <= self.n, "gemm: a part outside its matrix");
+        // SAFETY: the assertion keeps the part's first element inside the matrix, or the part is empty at its end.
+        let c = unsafe { self.c.add(row * self.ldc + column) };
+        Output { c, ldc: self.ldc, m, n, life: PhantomData }
+    }
+
+    /// Where an element is.
+    fn at(&self, row: usize, column: usize) -> *mut f32 {
+        assert!(row < self.m && column < self.n, "gemm: element ({row}, {column}) of {} x {}", self.m, self.n);
+        // SAFETY: the element is inside the matrix, which `new` checked to be inside its slice.
+        unsafe { self.c.add(row * self.ldc + column) }
+    }
+}
+
+/// Words of k in a block: an A panel of a block and a B panel of a block stay in the nearest caches.
+const K_BLOCK: usize = 320;
+/// Rows of C in a task, about.
+const ROWS: usize = 120;
+/// Columns of C in a task, about.
+const COLUMNS: usize = 256;
+/// Fewest multiply-adds that are worth a second thread.
+const PARALLEL_WORK: usize = 128 << 10;
+
+/// `C = A·B` or `C += A·B` from panels that hold all of `words`.
+pub(super) fn multiply(plan: &Plan, c: Output, words: usize, a: &[f32], b: &[f32], accumulate: bool) {
+    let a_panels = c.m.div_ceil(plan.a_width);
+    let b_panels = c.n.div_ceil(plan.b_width);
+    let (a_panel, b_panel) = (words * plan.a_width, words * plan.b_width);
+    assert!(
+        a.len() == a_panels * a_panel && b.len() == b_panels * b_panel && words > 0,
+        "gemm: panels of {} and {} words for {} x {} x {words}",
+        a.len(),
+        b.len(),
+        c.m,
+        c.n
+    );
+    let threads = if c.m * c.n * words < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+    // Tasks are rectangles of whole tiles. With few rows they are narrower, so that every thread gets several.
+    let down = ROWS.div_ceil(plan.a_width).min(a_panels);
+    let tasks_down = a_panels.div_ceil(down);
+    let wanted_across = (4 * threads).div_ceil(tasks_down);
+    let across = if threads == 1 { b_panels } else { (COLUMNS / plan.b_width).min(b_panels.div_ceil(wanted_across)) };
+    let across = across.clamp(1, b_panels);
+    let tasks_across = b_panels.div_ceil(across);
+    // With one panel of rows nothing is read twice, and C need not be touched between blocks of k.
+    let block = if a_panels == 1 { words } else { words.div_ceil(words.div_ceil(K_BLOCK)) };
+
+    let task = |task: usize| {
+        let a_first = task % tasks_down * down;
+        let b_first = task / tasks_down * across;
+        for k0 in (0..words).step_by(block) {
+            let k1 = words.min(k0 + block);
+            for q in b_first..b_panels.min(b_first + across) {
+                let b = &b[q * b_panel..][k0 * plan.b_width..k1 * plan.b_width];
+                for p in a_first..a_panels.min(a_first + down) {
+                    let (row, column) = (p * plan.a_width, q * plan.b_width);
+                    let tile = Tile {
+                        a: &a[p * a_panel..][k0 * plan.a_width..k1 * plan.a_width],
+                        b,
+                        c: c.at(row, column),
+                        ldc: c.ldc,
+                        rows: plan.a_width.min(c.m - row),
+                        columns: plan.b_width.min(c.n - column),
+                        accumulate: accumulate || k0 > 0,
+                    };
+                    // SAFETY: rows and columns are inside C, and only this task computes the tile at `(p, q)`.
+                    unsafe { compute(plan, tile) };
+                }
+            }
+        }
+    };
+    let tasks = tasks_down * tasks_across;
+    if threads == 1 || tasks == 1 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+thread_local! {
+    static SPARE: Cell<Vec<Panels>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends a buffer of `len` floats of any value, kept by the thread for the next time.
+///
+/// While a thread waits for others it may be given another product to compute, so a buffer is taken from the thread
+/// for as long as it is used.
+pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut spare = SPARE.take();
+    let mut buffer = spare.pop().unwrap_or_default();
+    SPARE.set(spare);
+    if buffer.len() < len {
+        buffer = Panels::zeroed(len);
+    }
+    let result = f(&mut buffer[..len]);
+    let mut spare = SPARE.take();
+    spare.push(buffer);
+    SPARE.set(spare);
+    result
+}

@@ -1,0 +1,205 @@
+//! Matrix multiplication, `C = A·B` or `C += A·B`, in f32 or with operands rounded to bf16 and f32 sums.
+//!
+//! Both operands are copied ("packed") into panels in the order in which the innermost loop reads them, converted on the
+//! way; tiles of C are then computed in registers by a micro-kernel (`tile.rs`), in parallel. Weights that are used many
+//! times are packed once, as [`PackedB`].
+//!
+//! # One element, one chain
+//! Every element of C is one chain of multiply-adds over k in ascending order, started at 0 or at the C that is added
+//! to. Blocks of k hand the chain on through C. So an element's bits depend on its row of A, its column of B, the
+//! precision and the level, and on nothing else: not on `m`, `n`, where the element lies, blocking or threads.
+//!
+//! In bf16 at level `Avx512Bf16` the chain takes two steps of k at a time as the instruction does, and subnormal operands
+//! count as 0, as the instruction has it. The other levels round the operands to bf16 and multiply them in f32.
+
+mod drive;
+mod pack;
+mod tile;
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use crate::level::{Level, Precision, level};
+use drive::{Output, multiply, with_scratch};
+use pack::{Panels, Plan, Words, pack_panels};
+
+/// A matrix somewhere in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a> {
+    /// What holds the elements.
+    pub data: &'a [f32],
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+}
+
+impl<'a> MatRef<'a> {
+    /// A row-major matrix with `columns` columns.
+    pub fn rows(data: &'a [f32], columns: usize) -> Self {
+        Self { data, row_stride: columns, col_stride: 1 }
+    }
+
+    /// The transpose of a row-major matrix with `columns` columns: a weight `[out, in]` seen as `[in, out]`.
+    pub fn transposed(data: &'a [f32], columns: usize) -> Self {
+        Self { data, row_stride: 1, col_stride: columns }
+    }
+
+    /// Whether all elements of a `rows × columns` matrix lie inside the slice.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        if rows == 0 || columns == 0 {
+            return true;
+        }
+        let last = (rows - 1)
+            .checked_mul(self.row_stride)
+            .and_then(|r| (columns - 1).checked_mul(self.col_stride).and_then(|c| r.checked_add(c)));
+        last.is_some_and(|last| last < self.data.len())
+    }
+}
+
+/// `C = A·B`, or `C += A·B` with `accumulate`.
+///
+/// # Shapes
+/// - `c`: `m × n`, row-major with `ldc` between rows; what lies between the rows is left alone
+/// - `a`: `m × k`; `b`: `k × n`, any strides
+///
+/// With `k = 0` the product is zero.
+///
+/// # Panics
+/// If a slice is too short for its shape, or `ldc < n`.
+pub fn gemm(
+    c: &mut [f32],
+    ldc: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: MatRef,
+    b: MatRef,
+    accumulate: bool,
+    precision: Precision,
+) {
+    gemm_at(level(), c, ldc, m, n, k, a, b, accumulate, precision);
+}
+
+/// Most floats of either operand that are packed at a time; larger ones go in pieces.
+const PIECE: usize = 2 << 20;
+
+/// Most of k that is packed at a time.
+const K_PIECE: usize = 4096;
+
+pub(crate) fn gemm_at(
+    level: Level,
+    c: &mut [f32],
+    ldc: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: MatRef,
+    b: MatRef,
+    accumulate: bool,
+    precision: Precision,
+) {
+    assert!(a.holds(m, k), "gemm: A has {} floats, too few for {m} x {k} with its strides", a.data.len());
+    assert!(b.holds(k, n), "gemm: B has {} floats, too few for {k} x {n} with its strides", b.data.len());
+    let mut c = Output::new(c, ldc, m, n);
+    if c.is_done(k, accumulate) {
+        return;
+    }
+    let plan = Plan::of(level, precision);
+    for k0 in (0..k).step_by(K_PIECE) {
+        let k_len = K_PIECE.min(k - k0);
+        let words = plan.words(k_len);
+        let a_step = plan.pieces(PIECE, words, plan.a_width);
+        let b_step = plan.pieces(PIECE, words, plan.b_width);
+        for n0 in (0..n).step_by(b_step) {
+            let n_len = b_step.min(n - n0);
+            let b_words = n_len.div_ceil(plan.b_width) * plan.b_width * words;
+            with_scratch(b_words, |b_panels| {
+                let source = Words { data: b.data, lane_stride: b.col_stride, k_stride: b.row_stride };
+                pack_panels(&plan, b_panels, plan.b_width, source.at(n0, k0), n_len, k_len);
+                for m0 in (0..m).step_by(a_step) {
+                    let m_len = a_step.min(m - m0);
+                    let a_words = m_len.div_ceil(plan.a_width) * plan.a_width * words;
+                    with_scratch(a_words, |a_panels| {
+                        let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+                        pack_panels(&plan, a_panels, plan.a_width, source.at(m0, k0), m_len, k_len);
+                        let part = c.part(m0, n0, m_len, n_len);
+                        multiply(&plan, part, words, a_panels, b_panels, accumulate || k0 > 0);
+                    });
+                }
+            });
+        }
+    }
+}
+
+/// A `k × n` right-hand matrix packed once for many products: a weight.
+#[derive(Debug, Clone)]
+pub struct PackedB {
+    plan: Plan,
+    k: usize,
+    n: usize,
+    panels: Panels,
+}
+
+impl PackedB {
+    /// Packs `b`, a `k × n` matrix, for the level in force.
+    ///
+    /// # Panics
+    /// If `b` is too short for its shape.
+    pub fn new(b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
+        Self::new_at(level(), b, k, n, precision)
+    }
+
+    pub(crate) fn new_at(level: Level, b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
+        assert!(b.holds(k, n), "gemm: B has {} floats, too few for {k} x {n} with its strides", b.data.len());
+        let plan = Plan::of(level, precision);
+        let mut panels = Panels::zeroed(n.div_ceil(plan.b_width) * plan.b_width * plan.words(k));
+        let source = Words { data: b.data, lane_stride: b.col_stride, k_stride: b.row_stride };
+        pack_panels(&plan, &mut panels, plan.b_width, source, n, k);
+        Self { plan, k, n, panels }
+    }
+
+    /// Rows, the inner dimension of products.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Memory taken.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.panels)
+    }
+}
+
+/// [`gemm`] with a packed right-hand side: the same bits, without packing it again.
+///
+/// # Shapes
+/// - `c`: `m × b.n()`, row-major with `ldc` between rows
+/// - `a`: `m × b.k()`
+///
+/// # Panics
+/// If a slice is too short for its shape, or `ldc < b.n()`.
+pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, accumulate: bool) {
+    let (k, n, plan) = (b.k, b.n, &b.plan);
+    assert!(a.holds(m, k), "gemm_packed: A has {} floats, too few for {m} x {k} with its strides", a.data.len());
+    let mut c = Output::new(c, ldc, m, n);
+    if c.is_done(k, accumulate) {
+        return;
+    }
+    let words = plan.words(k);
+    let step = plan.pieces(PIECE, words, plan.a_width);
+    for m0 in (0..m).step_by(step) {
+        let m_len = step.min(m - m0);
+        with_scratch(m_len.div_ceil(plan.a_width) * plan.a_width * words, |a_panels| {
+            let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+            pack_panels(plan, a_panels, plan.a_width, source.at(m0, 0), m_len, k);
+            multiply(plan, c.part(m0, 0, m_len, n), words, a_panels, &b.panels, accumulate);
+        });
+    }
+}

@@ -1,0 +1,332 @@
+//! Panels: the operands in the order in which the micro-kernel reads them, converted on the way.
+//!
+//! A panel holds `width` rows of A, or columns of B ("lanes"), word by word: `panel[word * width + lane]`. A word is one
+//! step of k as f32, or two steps as a pair of bf16 (the earlier one in the low half) carried in the bits of an f32.
+//! Lanes and steps that do not exist are 0.
+
+use crate::level::{Level, Precision};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use rayon::prelude::*;
+
+/// What a word of a panel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// One f32.
+    F32,
+    /// One f32, rounded to what bf16 can hold.
+    F32RoundedToBf16,
+    /// Two bf16.
+    Bf16Pair,
+}
+
+/// How a level multiplies at a precision.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    /// With which instructions.
+    pub(super) level: Level,
+    /// What a word is.
+    pub(super) format: Format,
+    /// Rows of A in a panel: the tile's height.
+    pub(super) a_width: usize,
+    /// Columns of B in a panel: the tile's width.
+    pub(super) b_width: usize,
+}
+
+impl Plan {
+    /// The plan of a level for a precision.
+    pub(super) fn of(level: Level, precision: Precision) -> Self {
+        let format = match (precision, level) {
+            (Precision::F32, _) => Format::F32,
+            (Precision::Bf16, Level::Avx512Bf16) => Format::Bf16Pair,
+            (Precision::Bf16, _) => Format::F32RoundedToBf16,
+        };
+        let (a_width, b_width) = match level {
+            Level::Portable => (4, 16),
+            Level::Avx2 => (6, 16),
+            Level::Avx512 | Level::Avx512Bf16 => (12, 32),
+        };
+        Self { level, format, a_width, b_width }
+    }
+
+    /// Words that `k` steps take.
+    pub(super) fn words(&self, k: usize) -> usize {
+        if self.format == Format::Bf16Pair { k.div_ceil(2) } else { k }
+    }
+
+    /// How many lanes to pack at a time so that about `floats` are packed: whole panels, at least one.
+    pub(super) fn pieces(&self, floats: usize, words: usize, width: usize) -> usize {
+        (floats / words.max(1) / width).max(1) * width
+    }
+}
+
+/// A cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+// SAFETY: a line is 16 floats without padding, and 0.0 is all zero bits.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: a line is 16 floats without padding, and any bits are floats.
+unsafe impl bytemuck::Pod for Line {}
+
+/// Floats that begin at a cache line.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Panels(Vec<Line>);
+
+impl Panels {
+    /// At least `len` zeros.
+    pub(super) fn zeroed(len: usize) -> Self {
+        Self(vec![Line([0.0; LANES]); len.div_ceil(LANES)])
+    }
+}
+
+impl std::ops::Deref for Panels {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl std::ops::DerefMut for Panels {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+/// An operand seen from its panels: element `(lane, k)` is `data[lane * lane_stride + k * k_stride]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Words<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) lane_stride: usize,
+    pub(super) k_stride: usize,
+}
+
+impl Words<'_> {
+    /// The same operand from another lane and step on.
+    pub(super) fn at(self, lane: usize, k: usize) -> Self {
+        // Nothing lies past the end of an operand that is used only up to it.
+        let start = (lane * self.lane_stride + k * self.k_stride).min(self.data.len());
+        Self { data: &self.data[start..], ..self }
+    }
+}
+
+/// Fewest words for which packing is worth a second thread.
+const PARALLEL_WORDS: usize = 16 << 10;
+
+/// Fills `panels` with `lanes × k` elements of `source`, `width` lanes to a panel.
+pub(super) fn pack_panels(plan: &Plan, panels: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+    let panel_len = width * plan.words(k);
+    debug_assert_eq!(panels.len(), lanes.div_ceil(width) * panel_len);
+    if panel_len == 0 {
+        return;
+    }
+    let pack = |(index, panel): (usize, &mut [f32])| {
+        let lane = index * width;
+        pack_panel(plan, panel, width, source.at(lane, 0), width.min(lanes - lane), k);
+    };
+    if panels.len() < PARALLEL_WORDS {
+        panels.chunks_exact_mut(panel_len).enumerate().for_each(pack);
+    } else {
+        panels.par_chunks_exact_mut(panel_len).enumerate().for_each(pack);
+    }
+}
+
+fn pack_panel(plan: &Plan, panel: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+    if plan.format == Format::Bf16Pair {
+        #[cfg(target_arch = "x86_64")]
+        pairs::pack(panel, width, source, lanes, k);
+        return;
+    }
+    if source.k_stride == 1 && lanes > 1 {
+        dispatch(plan.level, PackTransposed { panel, width, source, lanes, k });
+    } else if source.lane_stride == 1 {
+        for (k, line) in panel.chunks_exact_mut(width).enumerate() {
+            let from = &source.data[k * source.k_stride..][..lanes];
+            line[..lanes].copy_from_slice(from);
+            line[lanes..].fill(0.0);
+        }
+    } else {
+        for (k, line) in panel.chunks_exact_mut(width).enumerate() {
+            for (lane, word) in line.iter_mut().enumerate() {
+                let at = lane * source.lane_stride + k * source.k_stride;
+                *word = if lane < lanes { source.data[at] } else { 0.0 };
+            }
+        }
+    }
+    if plan.format == Format::F32RoundedToBf16 {
+        dispatch(plan.level, RoundToBf16(panel));
+    }
+}
+
+/// Packs an f32 panel whose lanes are contiguous in k: 16 × 16 blocks, transposed in registers.
+struct PackTransposed<'a> {
+    panel: &'a mut [f32],
+    width: usize,
+    source: Words<'a>,
+    lanes: usize,
+    k: usize,
+}
+
+impl Kernel for PackTransposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { panel, width, source, lanes, k } = self;
+        let zero = simd.splat(0.0);
+        for lane0 in (0..width).step_by(LANES) {
+            let stored = LANES.min(width - lane0);
+            for k0 in (0..k).step_by(LANES) {
+                let steps = LANES.min(k - k0);
+                let mut rows = [zero; LANES];
+                for (i, row) in rows.iter_mut().enumerate().take(lanes.saturating_sub(lane0)) {
+                    let from = &source.data[(lane0 + i) * source.lane_stride + k0..][..steps];
+                    *row = match from.first_chunk() {
+                        Some(from) => simd.load(from),
+                        None => simd.load_or(from, 0.0),
+                    };
+                }
+                for (i, column) in simd.transpose(rows).into_iter().enumerate().take(steps) {
+                    let to = &mut panel[(k0 + i) * width + lane0..][..stored];
+                    match to.first_chunk_mut() {
+                        Some(to) => simd.store(to, column),
+                        None => simd.store_first(to, column),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounds to what bf16 can hold, nearest, ties to even; NaN stays NaN.
+struct RoundToBf16<'a>(&'a mut [f32]);
+
+impl Kernel for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for x in self.0 {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+            let quiet = (bits | 0x0040_0000) & 0xffff_0000;
+            *x = f32::from_bits(if x.is_nan() { quiet } else { rounded });
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod pairs {
+    //! Panels of bf16 pairs, with AVX-512 and its bf16 conversions.
+
+    use super::{LANES, Words};
+    use crate::level::Level;
+    use crate::simd::x86::{first_lanes, transpose};
+    use std::arch::x86_64::*;
+
+    /// Packs one panel.
+    pub(super) fn pack(panel: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+        assert!(Level::Avx512Bf16.is_available(), "this machine has no bf16 instructions");
+        for lane0 in (0..width).step_by(LANES) {
+            let there = lanes.saturating_sub(lane0).min(LANES);
+            let stored = LANES.min(width - lane0);
+            if source.k_stride == 1 && lanes > 1 {
+                // SAFETY: the features were just found.
+                unsafe { transposed(panel, width, lane0, stored, source.at(lane0, 0), there, k) };
+            } else if source.lane_stride == 1 {
+                // SAFETY: the features were just found.
+                unsafe { interleaved(panel, width, lane0, stored, source.at(lane0, 0), there, k) };
+            } else {
+                // SAFETY: the features were just found.
+                unsafe { gathered(panel, width, lane0, stored, source.at(lane0, 0), there, k) };
+            }
+        }
+    }
+
+    /// Pairs of one vector each of earlier and later steps, lane by lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn pair(earlier: __m512, later: __m512) -> __m512 {
+        // Words 0..16 are the earlier, 16..32 the later ones.
+        #[rustfmt::skip]
+        let order = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
+        );
+        // SAFETY: both are 64 bytes of plain bits.
+        let both: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(later, earlier)) };
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
+    }
+
+    /// The source is contiguous over lanes: two steps side by side.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn interleaved(
+        panel: &mut [f32],
+        width: usize,
+        lane0: usize,
+        stored: usize,
+        source: Words,
+        lanes: usize,
+        k: usize,
+    ) {
+        let mask = first_lanes(lanes);
+        let line = |k: usize| {
+            let from = if lanes == 0 { &[][..] } else { &source.data[k * source.k_stride..][..lanes] };
+            // SAFETY: the mask admits only lanes that `from` has.
+            unsafe { _mm512_maskz_loadu_ps(mask, from.as_ptr()) }
+        };
+        for word in 0..k.div_ceil(2) {
+            let later = if 2 * word + 1 < k { line(2 * word + 1) } else { _mm512_setzero_ps() };
+            let to = &mut panel[word * width + lane0..][..stored];
+            // SAFETY: the mask admits only lanes that `to` has.
+            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), pair(line(2 * word), later)) };
+        }
+    }
+
+    /// The source is contiguous over k: 16 words of 16 lanes, transposed in registers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn transposed(panel: &mut [f32], width: usize, lane0: usize, stored: usize, source: Words, lanes: usize, k: usize) {
+        let words = k.div_ceil(2);
+        for word0 in (0..words).step_by(LANES) {
+            let k0 = 2 * word0;
+            let steps = (2 * LANES).min(k - k0);
+            let (first, second) = (first_lanes(steps.min(LANES)), first_lanes(steps.saturating_sub(LANES)));
+            let mut rows = [_mm512_setzero_ps(); LANES];
+            for (i, row) in rows.iter_mut().enumerate().take(lanes) {
+                let from = &source.data[i * source.lane_stride + k0..][..steps];
+                let (near, far) = from.split_at(steps.min(LANES));
+                // SAFETY: the masks admit only what `near` and `far` have; both formats are 64 bytes of plain bits.
+                *row = unsafe {
+                    let near = _mm512_maskz_loadu_ps(first, near.as_ptr());
+                    let far = _mm512_maskz_loadu_ps(second, far.as_ptr());
+                    std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(far, near))
+                };
+            }
+            for (i, column) in transpose(rows).into_iter().enumerate().take(words - word0) {
+                let to = &mut panel[(word0 + i) * width + lane0..][..stored];
+                // SAFETY: the mask admits only lanes that `to` has.
+                unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), column) };
+            }
+        }
+    }
+
+    /// Any strides: one element at a time.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn gathered(panel: &mut [f32], width: usize, lane0: usize, stored: usize, source: Words, lanes: usize, k: usize) {
+        let line = |k: usize| {
+            let mut line = [0.0f32; LANES];
+            for (lane, x) in line.iter_mut().enumerate().take(lanes) {
+                *x = source.data[lane * source.lane_stride + k * source.k_stride];
+            }
+            // SAFETY: `line` has 16 floats.
+            unsafe { _mm512_loadu_ps(line.as_ptr()) }
+        };
+        for word in 0..k.div_ceil(2) {
+            let later = if 2 * word + 1 < k { line(2 * word + 1) } else { _mm512_setzero_ps() };
+            let to = &mut panel[word * width + lane0..][..stored];
+            // SAFETY: the mask admits only lanes that `to` has.
+            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), pair(line(2 * word), later)) };
+        }
+    }
+}

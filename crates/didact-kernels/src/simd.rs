@@ -1,0 +1,516 @@
+//! Vectors of 16 floats at every level, and the one place where a level's instructions are entered.
+//!
+//! A kernel is a struct that holds its arguments and implements [`Kernel`]; its body is written once against [`Simd`],
+//! and [`dispatch`] compiles it for each level. All levels have 16 logical lanes, so that sums over lanes have the same
+//! order everywhere. A level's token can only be had from [`dispatch`], after its features were found, which is what
+//! makes its methods sound.
+
+use crate::level::Level;
+
+/// Lanes of a vector, at every level.
+pub(crate) const LANES: usize = 16;
+
+/// One vector's worth of floats in memory.
+pub(crate) type Lanes = [f32; LANES];
+
+/// The operations of a level.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// A vector of 16 floats.
+    type V: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// Lanes from memory.
+    fn load(self, x: &Lanes) -> Self::V;
+    /// Lanes to memory.
+    fn store(self, x: &mut Lanes, v: Self::V);
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger; `b` when either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` when either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the level has the instruction, twice at `Portable`.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The square root.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `2ⁿ` for integral `n` in `-126..=127`.
+    fn pow2(self, n: Self::V) -> Self::V;
+
+    /// Rows become columns. At levels without a quick way: lane by lane.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut from = [[0.0f32; LANES]; LANES];
+        for (line, row) in from.iter_mut().zip(rows) {
+            self.store(line, row);
+        }
+        std::array::from_fn(|i| self.load(&std::array::from_fn(|j| from[j][i])))
+    }
+
+    /// Lanes from the start of a short slice; the others are `fill`.
+    #[inline(always)]
+    fn load_or(self, x: &[f32], fill: f32) -> Self::V {
+        let mut lanes = [fill; LANES];
+        lanes[..x.len()].copy_from_slice(x);
+        self.load(&lanes)
+    }
+
+    /// The first lanes to a short slice.
+    #[inline(always)]
+    fn store_first(self, x: &mut [f32], v: Self::V) {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        let n = x.len();
+        x.copy_from_slice(&lanes[..n]);
+    }
+
+    /// The sum of the lanes, as a fixed tree.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The largest lane; NaN lanes may be passed over.
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b })
+    }
+
+    /// `eˣ`, within 2 ulp; 0 below about -104, infinite above about 88.7, NaN of NaN.
+    ///
+    /// `x = n·ln 2 + r`, a polynomial of degree 7 in `r` (the coefficients of Cephes' `expf`), and `2ⁿ` in two halves so
+    /// that subnormal results are rounded once.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        // x stands second, so that NaN passes through both.
+        let x = self.max(self.splat(-110.0), self.min(self.splat(90.0), x));
+        // Adding 1.5·2²³ leaves the nearest integer in the low bits.
+        let magic = self.splat(12_582_912.0);
+        let n = self.sub(self.add(self.mul(x, self.splat(std::f32::consts::LOG2_E)), magic), magic);
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        let p = self.add(self.mul_add(p, self.mul(r, r), r), self.splat(1.0));
+        let half = self.sub(self.add(self.mul(n, self.splat(0.5)), magic), magic);
+        self.mul(self.mul(p, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
+}
+
+/// A kernel with its arguments.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Runs it. Implementations are `#[inline(always)]`, so that the level's features reach the whole body.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs a kernel at a level.
+///
+/// # Panics
+/// If this machine cannot run the level.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        Level::Portable => kernel.run(Portable),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            assert!(level.is_available(), "this machine cannot run `{level}`");
+            // SAFETY: the features `x86::avx2` is compiled for were just found.
+            unsafe { x86::avx2(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 => {
+            assert!(level.is_available(), "this machine cannot run `{level}`");
+            // SAFETY: the features `x86::avx512` is compiled for were just found.
+            unsafe { x86::avx512(kernel) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => panic!("this machine cannot run `{level}`"),
+    }
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+/// Applies `f` lane by lane.
+#[inline(always)]
+fn lanewise(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type V = Lanes;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Lanes {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &Lanes) -> Lanes {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, x: &mut Lanes, v: Lanes) {
+        *x = v;
+    }
+    #[inline(always)]
+    fn add(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Lanes, b: Lanes) -> Lanes {
+        lanewise(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Lanes) -> Lanes {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
+    fn pow2(self, n: Lanes) -> Lanes {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    //! AVX2 and AVX-512.
+
+    use super::{Kernel, LANES, Lanes, Simd};
+    use std::arch::x86_64::*;
+
+    /// Proof that AVX2 and FMA were found.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(());
+
+    /// Proof that AVX-512 F, BW, DQ and VL were found.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(());
+
+    /// Runs a kernel with AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(crate) fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx2(()))
+    }
+
+    /// Runs a kernel with AVX-512.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(crate) fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx512(()))
+    }
+
+    impl Simd for Avx2 {
+        type V = [__m256; 2];
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::V {
+            // SAFETY: the token proves the features.
+            let v = unsafe { _mm256_set1_ps(x) };
+            [v, v]
+        }
+        #[inline(always)]
+        fn load(self, x: &Lanes) -> Self::V {
+            let p = x.as_ptr();
+            // SAFETY: the token proves the features; `x` has 16 floats, two vectors of 8.
+            unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+        }
+        #[inline(always)]
+        fn store(self, x: &mut Lanes, v: Self::V) {
+            let p = x.as_mut_ptr();
+            // SAFETY: the token proves the features; `x` has 16 floats, two vectors of 8.
+            unsafe {
+                _mm256_storeu_ps(p, v[0]);
+                _mm256_storeu_ps(p.add(8), v[1]);
+            }
+        }
+        #[inline(always)]
+        fn add(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn div(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn max(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn min(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        }
+        #[inline(always)]
+        fn sqrt(self, a: Self::V) -> Self::V {
+            // SAFETY: the token proves the features.
+            unsafe { [_mm256_sqrt_ps(a[0]), _mm256_sqrt_ps(a[1])] }
+        }
+        #[inline(always)]
+        fn pow2(self, n: Self::V) -> Self::V {
+            n.map(|n| {
+                // SAFETY: the token proves the features.
+                unsafe {
+                    let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+                }
+            })
+        }
+    }
+
+    impl Simd for Avx512 {
+        type V = __m512;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(self, x: &Lanes) -> __m512 {
+            // SAFETY: the token proves the features; `x` has 16 floats.
+            unsafe { _mm512_loadu_ps(x.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(self, x: &mut Lanes, v: __m512) {
+            // SAFETY: the token proves the features; `x` has 16 floats.
+            unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn sqrt(self, a: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_sqrt_ps(a) }
+        }
+        #[inline(always)]
+        fn pow2(self, n: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe {
+                let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+            }
+        }
+
+        #[inline(always)]
+        fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+            // SAFETY: the token proves the features.
+            unsafe { transpose(rows) }
+        }
+        #[inline(always)]
+        fn load_or(self, x: &[f32], fill: f32) -> __m512 {
+            let mask = first_lanes(x.len());
+            // SAFETY: the token proves the features; the mask admits only lanes that `x` has.
+            unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), mask, x.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store_first(self, x: &mut [f32], v: __m512) {
+            let mask = first_lanes(x.len());
+            // SAFETY: the token proves the features; the mask admits only lanes that `x` has.
+            unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, v) }
+        }
+    }
+
+    /// The mask of the first `n` lanes.
+    ///
+    /// # Panics
+    /// If there are fewer than `n` lanes.
+    #[inline(always)]
+    pub(crate) fn first_lanes(n: usize) -> __mmask16 {
+        assert!(n <= LANES, "{n} lanes of {LANES}");
+        ((1u32 << n) - 1) as __mmask16
+    }
+
+    /// Rows become columns: pairs of rows, then pairs of pairs within 128 bits, then the 128-bit quarters.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn transpose(r: [__m512; LANES]) -> [__m512; LANES] {
+        let mut t = r;
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        // u[4g + c] holds, in each 128-bit quarter q, column 4q + c of rows 4g..4g+4.
+        let mut u = t;
+        for g in 0..4 {
+            let d = |i: usize| _mm512_castps_pd(t[4 * g + i]);
+            u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(0), d(2)));
+            u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(0), d(2)));
+            u[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(1), d(3)));
+            u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(1), d(3)));
+        }
+        let mut out = u;
+        for c in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0x44>(u[c], u[4 + c]);
+            let high = _mm512_shuffle_f32x4::<0xee>(u[c], u[4 + c]);
+            let low2 = _mm512_shuffle_f32x4::<0x44>(u[8 + c], u[12 + c]);
+            let high2 = _mm512_shuffle_f32x4::<0xee>(u[8 + c], u[12 + c]);
+            // Quarters 0 and 2 of each are the even, 1 and 3 the odd ones.
+            out[c] = _mm512_shuffle_f32x4::<0x88>(low, low2);
+            out[4 + c] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
+            out[8 + c] = _mm512_shuffle_f32x4::<0x88>(high, high2);
+            out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp<'a>(&'a [f32], &'a mut [f32]);
+    impl Kernel for Exp<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for (x, y) in self.0.as_chunks::<LANES>().0.iter().zip(self.1.as_chunks_mut::<LANES>().0) {
+                let v = simd.exp(simd.load(x));
+                simd.store(y, v);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_at_every_level() {
+        let xs: Vec<f32> = (0..16 * 20_000).map(|i| -87.0 + i as f32 * (175.0 / 320_000.0)).collect();
+        for level in Level::available() {
+            let mut ys = vec![0.0; xs.len()];
+            dispatch(level, Exp(&xs, &mut ys));
+            for (x, y) in xs.iter().zip(&ys) {
+                let want = f64::from(*x).exp();
+                let ulp = f64::from(f32::EPSILON) * want;
+                assert!((f64::from(*y) - want).abs() <= 2.0 * ulp, "{level}: exp({x}) = {y}, expected {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_at_its_ends() {
+        for level in Level::available() {
+            let mut y = [0.0; LANES];
+            let mut x = [0.0f32; LANES];
+            x[..7].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 89.0, -200.0, 0.0, -100.0]);
+            dispatch(level, Exp(&x, &mut y));
+            assert!(y[0].is_nan(), "{level}");
+            assert_eq!(y[1..6], [f32::INFINITY, 0.0, f32::INFINITY, 0.0, 1.0], "{level}");
+            // Subnormal, where one step is 1.4e-45.
+            assert!((f64::from(y[6]) - (-100f64).exp()).abs() < 3e-45, "{level}: {}", y[6]);
+        }
+    }
+
+    struct Transpose<'a>(&'a mut [Lanes; LANES]);
+    impl Kernel for Transpose<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let rows = std::array::from_fn(|i| simd.load(&self.0[i]));
+            for (line, row) in self.0.iter_mut().zip(simd.transpose(rows)) {
+                simd.store(line, row);
+            }
+        }
+    }
+
+    #[test]
+    fn transposing_swaps_rows_and_columns_at_every_level() {
+        for level in Level::available() {
+            let mut m: [Lanes; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 100 + j) as f32));
+            dispatch(level, Transpose(&mut m));
+            for (i, row) in m.iter().enumerate() {
+                for (j, x) in row.iter().enumerate() {
+                    assert_eq!(*x, (j * 100 + i) as f32, "{level}: row {i} column {j}");
+                }
+            }
+        }
+    }
+}
