@@ -210,9 +210,7 @@ impl TensorWriter {
 
     fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ModelError> {
         let written = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
-        written.map_err(|source| {
-            ModelError::File(files::FileError { action: "write".into(), path: self.path.clone(), source })
-        })
+        Ok(written.map_err(files::FileError::at("write", &self.path))?)
     }
 
     /// Writes tensor number `index` of the list given at creation.
