@@ -17,11 +17,20 @@
 #![expect(unsafe_code, reason = "vector instructions and tiles written side by side; each block says why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod activation;
+pub mod adamw;
+pub mod attention;
 pub mod gemm;
 mod level;
+pub mod norm;
 pub mod random;
+pub mod reduce;
+pub mod rope;
 mod simd;
+pub mod softmax;
 #[cfg(test)]
 mod tolerance;
+pub mod vector;
+pub mod vectorize;
 
 pub use level::{Level, LevelError, Precision, VARIABLE, init_level, level, parse_level};
