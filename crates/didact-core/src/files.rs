@@ -219,13 +219,16 @@ impl Drop for AtomicFile {
     }
 }
 
+/// How names of unfinished files end.
+const TEMPORARY: &str = ".didact-tmp";
+
 /// A temporary name beside `path`, unique to this process and call.
 fn temporary_name(path: &Path) -> PathBuf {
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    name.push(format!(".{}-{}{TEMPORARY}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     path.with_file_name(name)
 }
 
@@ -282,11 +285,19 @@ impl Seek for FailingFile {
 #[expect(clippy::disallowed_methods, reason = "this is the file layer")]
 pub fn create_dir_all(path: impl AsRef<Path>) -> Result<(), FileError> {
     let path = path.as_ref();
-    if path.is_dir() {
-        return Ok(());
+    // Outermost first; each new name must be durable in the directory above it.
+    let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.is_dir()).collect();
+    for directory in missing.into_iter().rev() {
+        fail::point("create")
+            .and_then(|()| match std::fs::create_dir(directory) {
+                // Another process or thread was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+                result => result,
+            })
+            .map_err(FileError::at("create", directory))?;
+        sync_parent(directory)?;
     }
-    fail::point("create").and_then(|()| std::fs::create_dir_all(path)).map_err(FileError::at("create", path))?;
-    sync_parent(path)
+    Ok(())
 }
 
 /// Renames a file or directory and makes that durable.
@@ -307,7 +318,7 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), FileEr
 #[expect(clippy::disallowed_methods, reason = "this is the file layer")]
 pub fn remove_file(path: impl AsRef<Path>) -> Result<(), FileError> {
     let path = path.as_ref();
-    match std::fs::remove_file(path) {
+    match fail::point("remove").and_then(|()| std::fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
         _ => Ok(()),
     }
@@ -320,10 +331,47 @@ pub fn remove_file(path: impl AsRef<Path>) -> Result<(), FileError> {
 #[expect(clippy::disallowed_methods, reason = "this is the file layer")]
 pub fn remove_dir_all(path: impl AsRef<Path>) -> Result<(), FileError> {
     let path = path.as_ref();
-    match std::fs::remove_dir_all(path) {
+    match fail::point("remove").and_then(|()| std::fs::remove_dir_all(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Removes a directory such that it is never seen half removed: it is renamed to a temporary name first. One that is not
+/// there is fine.
+///
+/// # Errors
+/// When it is there and cannot be renamed or removed.
+pub fn discard_dir(path: impl AsRef<Path>) -> Result<(), FileError> {
+    let path = path.as_ref();
+    if !path.exists() {
+        return Ok(());
+    }
+    let rubbish = temporary_name(path);
+    rename(path, &rubbish)?;
+    remove_dir_all(&rubbish)
+}
+
+/// Removes what killed processes left under temporary names in a directory and those below it. Only for a directory that
+/// no other process writes to.
+///
+/// # Errors
+/// When the directory cannot be listed or something in it not be removed.
+pub fn sweep(path: impl AsRef<Path>) -> Result<(), FileError> {
+    for entry in list_dir(path)? {
+        if is_temporary(&entry) {
+            if entry.is_dir() { remove_dir_all(&entry)? } else { remove_file(&entry)? }
+        } else if entry.is_dir() && !entry.is_symlink() {
+            sweep(&entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is one that this layer gives to unfinished files.
+pub fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.') && name.ends_with(TEMPORARY)
 }
 
 /// Makes the finished directory `work` visible as `path`: syncs every file and directory in it, then renames.

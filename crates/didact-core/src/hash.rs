@@ -151,7 +151,10 @@ mod tests {
 
     #[test]
     fn key_order_does_not_change_a_hash_but_values_do() {
-        assert_eq!(hash_json(&json!({"a": 1, "b": {"c": 2, "d": 3}})), hash_json(&json!({"b": {"d": 3, "c": 2}, "a": 1})));
+        assert_eq!(
+            hash_json(&json!({"a": 1, "b": {"c": 2, "d": 3}})),
+            hash_json(&json!({"b": {"d": 3, "c": 2}, "a": 1}))
+        );
         assert_ne!(hash_json(&json!({"a": 1})), hash_json(&json!({"a": 2})));
     }
 

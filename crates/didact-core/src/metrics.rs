@@ -55,13 +55,14 @@ impl Metrics {
             Ok(AppendLog::open(&path)?.0)
         });
         let (Some(metrics), Some(timing)) = (logs.next(), logs.next()) else { unreachable!("two names, two logs") };
-        let directory = run_root.join(TENSORBOARD);
+        // A directory per stage: TensorBoard shows each as a curve of its own, and forgetting steps stays within one.
+        let directory = run_root.join(TENSORBOARD).join(stage);
         create_dir_all(&directory)?;
         Ok(Self {
             stage: stage.to_owned(),
             metrics: metrics?,
             timing: timing?,
-            events: EventFile::create(&directory, resume_from_step)?,
+            events: EventFile::create(&directory, resume_from_step.map_or(0, |step| step + 1))?,
         })
     }
 
@@ -138,4 +139,64 @@ fn read_log(path: &Path) -> Result<Vec<Record>, FileError> {
             .collect(),
     });
     Ok(records.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(loss: f64) -> Vec<(String, f64)> {
+        vec![("train/loss".to_owned(), loss)]
+    }
+
+    #[test]
+    fn records_after_the_resumed_step_are_cut_and_other_stages_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = Metrics::open(dir.path(), "warm", None).expect("opens");
+        first.log(9, &[("train/loss", 9.0)]).expect("logs");
+        let mut metrics = Metrics::open(dir.path(), "train", None).expect("opens");
+        for step in 1..=5 {
+            metrics.log(step, &[("train/loss", step as f64)]).expect("logs");
+            metrics.timing(step, &[("train/tokens_per_s", 1.0)]).expect("logs");
+        }
+        metrics.sync().expect("syncs");
+        let whole = std::fs::read(dir.path().join(METRICS)).expect("reads");
+        drop(metrics);
+        let mut metrics = Metrics::open(dir.path(), "train", Some(3)).expect("opens");
+        let kept: Vec<_> = read(dir.path()).expect("reads").into_iter().map(|r| (r.stage, r.step, r.values)).collect();
+        let train = |step: u64| ("train".to_owned(), step, values(step as f64));
+        assert_eq!(kept, [("warm".to_owned(), 9, values(9.0)), train(1), train(2), train(3)]);
+        assert_eq!(read_timing(dir.path()).expect("reads").len(), 3);
+        for step in 4..=5 {
+            metrics.log(step, &[("train/loss", step as f64)]).expect("logs");
+        }
+        assert_eq!(std::fs::read(dir.path().join(METRICS)).expect("reads"), whole, "the same bytes as uninterrupted");
+    }
+
+    #[test]
+    fn a_stage_begun_again_loses_all_its_records() {
+        let dir = tempfile::tempdir().expect("a directory");
+        Metrics::open(dir.path(), "train", None).expect("opens").log(0, &[("train/loss", 1.0)]).expect("logs");
+        Metrics::open(dir.path(), "train", None).expect("opens");
+        assert_eq!(read(dir.path()).expect("reads"), []);
+    }
+
+    #[test]
+    fn numbers_that_json_lacks_are_written_and_read_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut metrics = Metrics::open(dir.path(), "train", None).expect("opens");
+        metrics.log(1, &[("a", f64::NAN), ("b", f64::INFINITY), ("c", 0.1)]).expect("logs");
+        let values = &read(dir.path()).expect("reads")[0].values;
+        assert!(values[0].1.is_nan());
+        assert_eq!(values[1..], [("b".to_owned(), f64::INFINITY), ("c".to_owned(), 0.1)]);
+    }
+
+    #[test]
+    fn the_metrics_file_holds_no_clock() {
+        let dir = tempfile::tempdir().expect("a directory");
+        Metrics::open(dir.path(), "train", None).expect("opens").log(1, &[("train/loss", 2.5)]).expect("logs");
+        let text = std::fs::read_to_string(dir.path().join(METRICS)).expect("reads");
+        let crc = crc32c::crc32c(br#"{"stage":"train","step":1,"train/loss":2.5}"#);
+        assert_eq!(text, format!("{{\"stage\":\"train\",\"step\":1,\"train/loss\":2.5,\"crc\":\"{crc:08x}\"}}\n"));
+    }
 }

@@ -21,6 +21,7 @@ pub const IDENTITY: &str = "run.json";
 /// File of the run's result.
 pub const REPORT: &str = "report.json";
 const LOCK: &str = "run.lock";
+const STAGES: &str = "stages";
 /// Version of the layout of a run directory; raised when an older program could not read it.
 pub const FORMAT: u32 = 1;
 
@@ -46,6 +47,9 @@ pub struct RunIdentity {
 pub struct Environment {
     /// Didact's version.
     pub version: String,
+    /// The commit it was built from, or `unknown`.
+    #[serde(default)]
+    pub commit: String,
     /// Precision of matrix products.
     pub precision: String,
     /// Kernel level.
@@ -126,18 +130,20 @@ impl RunDir {
     /// When another process works there, when it holds a run of another recipe, settings or inputs, or when a file
     /// operation fails.
     pub fn open(root: &Path, identity: RunIdentity, is_fresh: bool) -> Result<Self, RunError> {
-        if is_fresh && root.exists() {
-            // Held for a moment, so that a directory in use is never moved away.
-            drop(lock(root)?);
-            files::rename(root, free_name(root))?;
-        }
         let path = root.join(IDENTITY);
-        if root.is_dir() && !path.exists() && files::list_dir(root)?.iter().any(|entry| !entry.ends_with(LOCK)) {
+        let is_foreign = |entry: &PathBuf| !entry.ends_with(LOCK) && !files::is_temporary(entry);
+        if root.is_dir() && !path.exists() && files::list_dir(root)?.iter().any(is_foreign) {
             let reason = format!("it has files but no {IDENTITY}");
             return Err(RunError::NotARun { path: root.to_owned(), reason });
         }
+        if is_fresh && root.is_dir() {
+            // Held during the renaming, so that a directory in use is never moved away.
+            let _lock = lock(root)?;
+            files::rename(root, free_name(root))?;
+        }
         files::create_dir_all(root)?;
         let lock = lock(root)?;
+        sweep(root)?;
         let mut environment_changes = Vec::new();
         if path.exists() {
             let old = read_identity(root)?;
@@ -173,7 +179,7 @@ impl RunDir {
 
     /// Where the artifact of the stage at `index` is published.
     pub fn stage_dir(&self, index: usize, name: &str) -> PathBuf {
-        self.root.join("stages").join(format!("{:02}-{name}", index + 1))
+        self.root.join(STAGES).join(format!("{:02}-{name}", index + 1))
     }
 
     /// The result, once the run is finished.
@@ -249,6 +255,18 @@ fn lock(root: &Path) -> Result<std::fs::File, RunError> {
     }
 }
 
+/// Removes what a killed process left under temporary names. Work directories are swept by their stages.
+fn sweep(root: &Path) -> Result<(), FileError> {
+    let mut entries = files::list_dir(root)?;
+    if root.join(STAGES).is_dir() {
+        entries.extend(files::list_dir(root.join(STAGES))?);
+    }
+    for entry in entries.iter().filter(|entry| files::is_temporary(entry)) {
+        if entry.is_dir() { files::remove_dir_all(entry)? } else { files::remove_file(entry)? }
+    }
+    Ok(())
+}
+
 fn free_name(root: &Path) -> PathBuf {
     let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
     (1_u32..)
@@ -285,5 +303,127 @@ fn compare(path: &str, old: &Value, new: &Value, keys: &mut Vec<String>) {
     for name in names {
         let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         compare(&inner, a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), keys);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn identity(settings: Value) -> RunIdentity {
+        RunIdentity {
+            format: FORMAT,
+            recipe: "sft".to_owned(),
+            seed: 1,
+            settings,
+            inputs: BTreeMap::from([("data".to_owned(), "ab".to_owned())]),
+            environment: Environment {
+                version: "1".to_owned(),
+                commit: "c".to_owned(),
+                precision: "f32".to_owned(),
+                cpu_level: "avx2".to_owned(),
+                threads: 2,
+            },
+        }
+    }
+
+    fn settings() -> Value {
+        json!({"train": {"learning_rate": 0.1, "epochs": 1}, "data": {"path": "a"}})
+    }
+
+    #[test]
+    fn a_run_directory_is_reopened_by_the_same_run_and_finished_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("runs/x");
+        let run = RunDir::open(&root, identity(settings()), false).expect("creates");
+        assert_eq!(run.report().expect("reads"), None);
+        run.finish(&json!({"status": "done"})).expect("writes");
+        drop(run);
+        let run = RunDir::open(&root, identity(settings()), false).expect("reopens");
+        assert_eq!(run.report().expect("reads"), Some(json!({"status": "done"})));
+        assert_eq!(run.environment_changes, [""; 0]);
+        let seen = RunDir::load_readonly(&root).expect("can be looked at while held");
+        assert_eq!(seen.identity(), &identity(settings()));
+    }
+
+    #[test]
+    fn another_runs_directory_is_refused_naming_the_keys_that_differ() {
+        let dir = tempfile::tempdir().expect("a directory");
+        RunDir::open(dir.path(), identity(settings()), false).expect("creates");
+        let mut other = identity(json!({"train": {"learning_rate": 0.2, "epochs": 1}, "data": {"path": "a", "n": 1}}));
+        other.seed = 2;
+        other.inputs.insert("data".to_owned(), "cd".to_owned());
+        let error = RunDir::open(dir.path(), other, false).expect_err("differs");
+        assert_eq!(error.fault(), Fault::Input);
+        let RunError::Different { keys, .. } = &error else { panic!("{error}") };
+        let expected = [
+            "seed (1 there, 2 asked for)",
+            "data.n (null there, 1 asked for)",
+            "train.learning_rate (0.1 there, 0.2 asked for)",
+            "inputs.data (\"ab\" there, \"cd\" asked for)",
+        ];
+        assert_eq!(keys, &expected);
+        assert!(error.hint().expect("a hint").contains("--fresh"));
+    }
+
+    #[test]
+    fn another_machine_may_go_on_and_is_told_what_differs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        RunDir::open(dir.path(), identity(settings()), false).expect("creates");
+        let mut other = identity(settings());
+        other.environment.cpu_level = "avx512".to_owned();
+        let run = RunDir::open(dir.path(), other, false).expect("opens");
+        assert_eq!(run.environment_changes, ["cpu_level (\"avx2\" there, \"avx512\" asked for)"]);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_naming_the_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = RunDir::open(dir.path(), identity(settings()), false).expect("creates");
+        for is_fresh in [false, true] {
+            let error = RunDir::open(dir.path(), identity(settings()), is_fresh).expect_err("is held");
+            let expected = format!("`{}` is in use by process {}", dir.path().display(), std::process::id());
+            assert_eq!(error.to_string(), expected);
+        }
+        drop(first);
+        RunDir::open(dir.path(), identity(settings()), false).expect("is free again");
+    }
+
+    #[test]
+    fn a_fresh_start_keeps_the_old_run_under_another_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("x");
+        for n in 0..3 {
+            let run = RunDir::open(&root, identity(settings()), true).expect("opens");
+            run.finish(&json!(n)).expect("writes");
+        }
+        let reports: Vec<_> = list(dir.path()).expect("lists").iter().map(|r| r.report().expect("reads")).collect();
+        assert_eq!(reports, [Some(json!(2)), Some(json!(0)), Some(json!(1))]);
+        assert!(dir.path().join("x.old-1").is_dir() && dir.path().join("x.old-2").is_dir());
+    }
+
+    #[test]
+    fn a_directory_of_something_else_is_neither_used_nor_moved_away() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("mine");
+        files::create_dir_all(&root).expect("creates");
+        files::write_atomic(root.join("thesis.txt"), b"x").expect("writes");
+        for is_fresh in [false, true] {
+            let error = RunDir::open(&root, identity(settings()), is_fresh).expect_err("is not a run");
+            assert!(error.to_string().contains("it has files but no run.json"), "{error}");
+        }
+        assert_eq!(files::list_dir(&root).expect("lists").len(), 1);
+        assert!(RunDir::load_readonly(&root).is_err());
+    }
+
+    #[test]
+    fn what_a_process_killed_at_the_start_left_does_not_bar_the_way() {
+        let dir = tempfile::tempdir().expect("a directory");
+        files::write_atomic(dir.path().join(".run.json.1-0.didact-tmp"), b"{").expect("writes");
+        files::write_atomic(dir.path().join(LOCK), b"1").expect("writes");
+        RunDir::open(dir.path(), identity(settings()), false).expect("opens");
+        let names = files::list_dir(dir.path()).expect("lists");
+        assert_eq!(names, [dir.path().join(IDENTITY), dir.path().join(LOCK)]);
     }
 }

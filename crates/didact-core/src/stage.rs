@@ -179,7 +179,8 @@ pub struct StageOutcome {
     pub seconds: f64,
 }
 
-/// Runs the stages in order, skipping those whose artifact is there already.
+/// Runs the stages in order, skipping those whose artifact is there already. A stage that needs another one names it as
+/// an input; the order of `stages` must respect that.
 ///
 /// # Errors
 /// The first stage's error; what is finished stays.
@@ -210,16 +211,18 @@ pub fn execute(
                 reporter.stage_started(stage.name(), index, stages.len());
                 let started = Instant::now();
                 prepare_work_dir(&work_dir, &key)?;
-                let context = StageContext {
-                    run,
-                    name: stage.name().to_owned(),
-                    work_dir: work_dir.clone(),
-                    streams: streams.child(stage.name(), &[]),
-                    cancel: cancel.clone(),
-                    reporter,
-                    published: &published,
-                };
-                stage.run(&context)?;
+                if !is_complete(&work_dir, &key)? {
+                    let context = StageContext {
+                        run,
+                        name: stage.name().to_owned(),
+                        work_dir: work_dir.clone(),
+                        streams: streams.child(stage.name(), &[]),
+                        cancel: cancel.clone(),
+                        reporter,
+                        published: &published,
+                    };
+                    stage.run(&context)?;
+                }
                 let record = publish(stage.as_ref(), key, &work_dir, &directory)?;
                 let seconds = started.elapsed().as_secs_f64();
                 reporter.stage_finished(stage.name(), seconds);
@@ -258,7 +261,8 @@ fn key_of(stage: &dyn Stage, keys: &BTreeMap<String, Digest>, run: &RunDir) -> D
     for input in stage.inputs() {
         match input {
             StageInput::Stage(name) => {
-                let key = keys.get(&name).unwrap_or_else(|| panic!("stage `{}` needs `{name}` before it", stage.name()));
+                let key =
+                    keys.get(&name).unwrap_or_else(|| panic!("stage `{}` needs `{name}` before it", stage.name()));
                 hasher.field("stage", key.to_string().as_bytes());
             }
             StageInput::Content { digest, .. } => {
@@ -288,26 +292,37 @@ fn existing(directory: &Path, key: &Digest) -> Result<Option<StageRecord>, FileE
 fn prepare_work_dir(work_dir: &Path, key: &Digest) -> Result<(), FileError> {
     let path = work_dir.join(KEY);
     if path.is_file() && files::read_to_string(&path)? == key.to_string() {
-        return Ok(());
+        return files::sweep(work_dir);
     }
-    files::remove_dir_all(work_dir)?;
+    files::discard_dir(work_dir)?;
     files::create_dir_all(work_dir)?;
     files::write_atomic(&path, key.to_string().as_bytes())
 }
 
+/// Whether an earlier process finished the work and died before it was published.
+fn is_complete(work_dir: &Path, key: &Digest) -> Result<bool, FileError> {
+    match existing(work_dir, key)? {
+        Some(record) => Ok(content_of(work_dir)? == record.content),
+        None => Ok(false),
+    }
+}
+
+fn content_of(directory: &Path) -> Result<Digest, FileError> {
+    hash::hash_dir(directory, |path| path == Path::new(KEY) || path == Path::new(ARTIFACT))
+}
+
 fn publish(stage: &dyn Stage, key: Digest, work_dir: &Path, directory: &Path) -> Result<StageRecord, FileError> {
-    files::fail::point("stage.before_publish").map_err(FileError::at("publish", directory))?;
-    let content = hash::hash_dir(work_dir, |path| path == Path::new(KEY) || path == Path::new(ARTIFACT))?;
     let record = StageRecord {
         name: stage.name().to_owned(),
         kind: stage.kind().to_owned(),
         version: stage.version(),
         key,
-        content,
+        content: content_of(work_dir)?,
     };
     let json = serde_json::to_vec_pretty(&record).expect("a record is plain data");
     files::write_atomic(work_dir.join(ARTIFACT), &json)?;
-    files::remove_dir_all(directory)?;
+    files::fail::point("stage.before_publish").map_err(FileError::at("publish", directory))?;
+    files::discard_dir(directory)?;
     files::publish_dir(work_dir, directory)?;
     Ok(record)
 }
@@ -317,3 +332,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     path.with_file_name(name)
 }
+
+#[cfg(test)]
+mod tests;

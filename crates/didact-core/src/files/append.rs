@@ -1,4 +1,7 @@
 //! Logs that only grow: one JSON record per line, each with a checksum of its own.
+//!
+//! The log ends where the first damage begins. After a power cut that can be before the last record, since pages reach the
+//! disk in any order; but never before a record that was synced.
 
 use super::{FailingFile, FileError, fail};
 use serde_json::{Map, Value};
@@ -31,9 +34,14 @@ impl AppendLog {
     /// When the file cannot be read or cut.
     pub fn open(path: impl AsRef<Path>) -> Result<(Self, Recovered), FileError> {
         let path = path.as_ref().to_owned();
-        let recovered = if path.exists() { Self::read(&path)? } else { Recovered::default() };
+        let is_new = !path.exists();
+        let recovered = if is_new { Recovered::default() } else { Self::read(&path)? };
         let file = FailingFile::append(&path).map_err(FileError::at("open", &path))?;
+        if is_new {
+            super::sync_parent(&path)?;
+        }
         if recovered.torn_bytes > 0 {
+            tracing::info!(path = %path.display(), bytes = recovered.torn_bytes, "dropped a torn end");
             let length = file.0.metadata().map_err(FileError::at("read", &path))?.len();
             file.0.set_len(length - recovered.torn_bytes).map_err(FileError::at("cut", &path))?;
             file.sync().map_err(FileError::at("sync", &path))?;
@@ -84,7 +92,7 @@ impl AppendLog {
         self.file.sync().map_err(FileError::at("sync", &self.path))
     }
 
-    /// Rewrites the log without the records for which `is_cut` says so, atomically.
+    /// Rewrites the log without the records for which `is_cut` says so, atomically; returns how many they were.
     ///
     /// # Errors
     /// When any step fails; the log is then as it was.
