@@ -1,1 +1,4 @@
-//! The crate's text goes here.
+//! Named recipes and, file by file, published methods.
+#![forbid(unsafe_code)]
+
+pub mod toolworld;
