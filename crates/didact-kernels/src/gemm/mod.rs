@@ -203,3 +203,38 @@ pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, 
         });
     }
 }
+
+/// What the micro-kernel's instructions reach with everything in registers and the nearest cache, on all threads of the
+/// current pool, in floating-point operations per second: the ceiling that products are measured against.
+///
+/// Measures for about `seconds`.
+pub fn register_rate(precision: Precision, seconds: f64) -> f64 {
+    use rayon::prelude::*;
+    let plan = Plan::of(level(), precision);
+    // One tile over a block short enough for the nearest cache.
+    let words = 64;
+    let steps = if plan.format == pack::Format::Bf16Pair { 2 * words } else { words };
+    let flops = 2 * plan.a_width * plan.b_width * steps;
+    let start = std::time::Instant::now();
+    let rates: Vec<f64> = (0..rayon::current_num_threads())
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|_| {
+            let (mut a, mut b) = (Panels::zeroed(plan.a_width * words), Panels::zeroed(plan.b_width * words));
+            a.fill(1e-3);
+            b.fill(1e-3);
+            let mut c = Panels::zeroed(plan.a_width * plan.b_width);
+            let mut best = 0.0f64;
+            while start.elapsed().as_secs_f64() < seconds {
+                let begin = std::time::Instant::now();
+                let rounds = 2000;
+                for _ in 0..rounds {
+                    tile::compute_whole(&plan, &a, &b, &mut c);
+                }
+                best = best.max((rounds * flops) as f64 / begin.elapsed().as_secs_f64());
+            }
+            best
+        })
+        .collect();
+    rates.iter().sum()
+}

@@ -63,6 +63,14 @@ pub(super) unsafe fn compute(plan: &Plan, tile: Tile) {
     }
 }
 
+/// Adds to a whole tile that is stored on its own, `a_width × b_width`.
+pub(super) fn compute_whole(plan: &Plan, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let (rows, columns) = (plan.a_width, plan.b_width);
+    assert!(c.len() >= rows * columns, "a whole tile has {} floats", rows * columns);
+    // SAFETY: `c` is ours and has `rows` rows of `columns` floats.
+    unsafe { compute(plan, Tile { a, b, c: c.as_mut_ptr(), ldc: columns, rows, columns, accumulate: true }) };
+}
+
 /// Computes a tile whose columns all exist.
 ///
 /// # Safety
