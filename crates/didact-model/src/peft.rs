@@ -342,6 +342,10 @@ fn read_settings(path: &Path, raw: &Map<String, Value>) -> Result<AdapterConfig,
         ("layer_replication", json!([]), "null"),
         ("alora_invocation_tokens", json!([]), "null"),
         ("use_qalora", json!(false), "false"),
+        ("use_bdlora", json!(false), "null"),
+        ("kasa_config", Value::Null, "null"),
+        ("monteclora_config", Value::Null, "null"),
+        ("velora_config", Value::Null, "null"),
     ] {
         if let Some(value) = raw.get(key)
             && !value.is_null()
@@ -349,6 +353,12 @@ fn read_settings(path: &Path, raw: &Map<String, Value>) -> Result<AdapterConfig,
         {
             return Err(unsupported(key, value, supported));
         }
+    }
+    // The other ways to begin change the base model's weights as well, which the adapter's files do not hold.
+    if let Some(start @ Value::String(name)) = raw.get("init_lora_weights")
+        && !matches!(name.as_str(), "gaussian" | "eva" | "orthogonal")
+    {
+        return Err(unsupported("init_lora_weights", start, "true false \"gaussian\" \"eva\" \"orthogonal\""));
     }
     let r = raw.get("r").and_then(Value::as_u64).filter(|r| (1..=65536).contains(r));
     let r = r.ok_or_else(|| wrong("r", shown("r"), "a rank from 1 to 65536"))? as usize;

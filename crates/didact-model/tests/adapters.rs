@@ -120,6 +120,8 @@ fn what_is_not_plain_lora_is_refused_by_name() {
         ("use_dora", json!(true), "`use_dora` = true is not supported; supported: false"),
         ("bias", json!("all"), "`bias` = \"all\" is not supported"),
         ("modules_to_save", json!(["lm_head"]), "`modules_to_save` = [\"lm_head\"] is not supported"),
+        ("init_lora_weights", json!("pissa"), "`init_lora_weights` = \"pissa\" is not supported"),
+        ("kasa_config", json!({}), "`kasa_config` = {} is not supported; supported: null"),
         ("r", json!(0), "key `r` is 0, expected a rank from 1 to 65536"),
         ("r", json!(3), "has shape [2, 48], the configuration says [3, 48]"),
     ] {
@@ -187,4 +189,35 @@ fn an_adapter_of_many_ranks_is_merged_but_not_attached() {
         .map(|(name, ..)| name)
         .collect::<Vec<_>>();
     assert_eq!(changed, ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"]);
+}
+
+/// PEFT adds the update in f32 in another order; its elements are of the size of 1.
+const MERGE_TOLERANCE: f32 = 2e-6;
+
+#[test]
+fn adapters_made_by_peft_merge_to_what_peft_merges_them_to() {
+    for (arch, count) in [("llama", 6), ("gpt2", 4)] {
+        let checkpoint = Checkpoint::open(golden(arch)).unwrap();
+        let dir = golden("peft").join(arch);
+        let adapter = Adapter::read(&dir, checkpoint.config()).unwrap();
+        assert_eq!(adapter.pairs.len(), count);
+        let bytes = std::fs::read(dir.join("merged.safetensors")).unwrap();
+        let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(expected.len(), count);
+        let mut compared = 0;
+        for merged in adapter.merged_into(&checkpoint) {
+            let (name, shape, values) = merged.unwrap();
+            let Ok(view) = expected.tensor(&name) else {
+                assert_eq!(values, checkpoint.tensor_f32(&name).unwrap(), "{arch} {name} is not adapted");
+                continue;
+            };
+            assert_eq!(view.shape(), shape);
+            for (i, (v, e)) in values.iter().zip(view.data().as_chunks::<4>().0).enumerate() {
+                let e = f32::from_le_bytes(*e);
+                assert!((v - e).abs() <= MERGE_TOLERANCE * (1.0 + e.abs()), "{arch} {name} [{i}]: {v} is not {e}");
+            }
+            compared += 1;
+        }
+        assert_eq!(compared, count);
+    }
 }
