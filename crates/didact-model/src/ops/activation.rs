@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::rows::ROW_BLOCK;
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
+use super::vector::vectorized;
 use crate::config::Activation;
 
 /// Applies the non-linearity to every element.
@@ -145,6 +146,14 @@ fn forward<E: Real, A: Curve>(x: &FlexTensor, gated: bool) -> FlexTensor {
     let out = if gated { width / 2 } else { width };
     let mut y = vec![E::ZERO; n * out];
     y.par_chunks_mut(out * ROW_BLOCK).zip(x.par_chunks(width * ROW_BLOCK)).for_each(|(y, x)| {
+        forward_rows::<E, A>(y, x, width, gated);
+    });
+    tensor(y, [n, out])
+}
+
+vectorized! {
+    fn forward_rows<'a, E: Real, A: Curve>(y: &'a mut [E], x: &'a [E], width: usize, gated: bool) -> () {
+        let out = if gated { width / 2 } else { width };
         for (y, x) in y.chunks_mut(out).zip(x.chunks(width)) {
             if gated {
                 let (gate, up) = x.split_at(out);
@@ -155,8 +164,7 @@ fn forward<E: Real, A: Curve>(x: &FlexTensor, gated: bool) -> FlexTensor {
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = A::value(x));
             }
         }
-    });
-    tensor(y, [n, out])
+    }
 }
 
 fn backward<E: Real, A: Curve>(x: &FlexTensor, dy: &FlexTensor, gated: bool) -> FlexTensor {
@@ -166,6 +174,20 @@ fn backward<E: Real, A: Curve>(x: &FlexTensor, dy: &FlexTensor, gated: bool) -> 
     let mut dx = vec![E::ZERO; n * width];
     let block = width * ROW_BLOCK;
     dx.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(out * ROW_BLOCK)).for_each(|((dx, x), dy)| {
+        backward_rows::<E, A>(dx, x, dy, width, gated);
+    });
+    tensor(dx, [n, width])
+}
+
+vectorized! {
+    fn backward_rows<'a, E: Real, A: Curve>(
+        dx: &'a mut [E],
+        x: &'a [E],
+        dy: &'a [E],
+        width: usize,
+        gated: bool,
+    ) -> () {
+        let out = if gated { width / 2 } else { width };
         for ((dx, x), dy) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(out)) {
             if gated {
                 let (gate, up) = x.split_at(out);
@@ -182,8 +204,7 @@ fn backward<E: Real, A: Curve>(x: &FlexTensor, dy: &FlexTensor, gated: bool) -> 
                 }
             }
         }
-    });
-    tensor(dx, [n, width])
+    }
 }
 
 fn run_forward(x: &FlexTensor, plan: Plan) -> FlexTensor {

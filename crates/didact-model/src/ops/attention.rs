@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use super::real::{Real, View};
 use super::rows::{dot, max, sum};
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
+use super::vector::vectorized;
 use crate::rotary::RotaryTable;
 
 /// Queries whose scores exist at a time.
@@ -187,17 +188,8 @@ impl<'a> Unit<'a> {
 
     /// `[T, D]`: one head's columns, rotated and multiplied by `scale`.
     fn load<E: Real>(&self, data: &[E], width: usize, head: usize, rotated: bool, scale: f64) -> Vec<E> {
-        let d = self.plan.head_dim;
-        let mut out = vec![E::ZERO; self.len * d];
-        let scale = E::of(scale);
-        for (t, out) in out.chunks_exact_mut(d).enumerate() {
-            let at = (self.start + t) * width + head * d;
-            let x = &data[at..at + d];
-            match &self.plan.rotary {
-                Some(table) if rotated => table.rotate(self.start + t, x, out, scale),
-                _ => out.iter_mut().zip(x).for_each(|(o, &x)| *o = x * scale),
-            }
-        }
+        let mut out = vec![E::ZERO; self.len * self.plan.head_dim];
+        load_head(self, &mut out, data, width, head, rotated, E::of(scale));
         out
     }
 
@@ -218,9 +210,7 @@ impl<'a> Unit<'a> {
                 let (query, key) = (View::rows(&query[begin * d..], d), View::columns(&key, d));
                 E::gemm(&mut scores, end, [end - begin, end, d], query, key, false, precision);
                 let log_sums = &mut log_sums[head * len + begin..head * len + end];
-                for (i, (row, log_sum)) in scores.chunks_exact_mut(end).zip(log_sums).enumerate() {
-                    *log_sum = softmax(row, begin + i + 1);
-                }
+                softmax(&mut scores, end, begin + 1, log_sums);
                 let out = &mut out[begin * queries * d + head * d..];
                 let (weights, value) = (View::rows(&scores, end), View::rows(&value, d));
                 E::gemm(out, queries * d, [end - begin, d, end], weights, value, false, precision);
@@ -256,12 +246,9 @@ impl<'a> Unit<'a> {
                 E::gemm(&mut weights, end, [rows, end, d], View::rows(query, d), columns, false, precision);
                 let columns = View::columns(&value, d);
                 E::gemm(&mut d_scores, end, [rows, end, d], View::rows(d_out, d), columns, false, precision);
-                let parts = weights.chunks_exact_mut(end).zip(d_scores.chunks_exact_mut(end));
-                for (i, (weights, d_scores)) in parts.take(rows).enumerate() {
-                    let t = begin + i;
-                    let delta = dot(&d_out[i * d..(i + 1) * d], &output[t * d..(t + 1) * d]);
-                    softmax_backward(weights, d_scores, t + 1, log_sums[head * len + t], delta);
-                }
+                let log_sums = &log_sums[head * len + begin..head * len + end];
+                let output = &output[begin * d..end * d];
+                softmax_backward(&mut weights, &mut d_scores, end, begin + 1, log_sums, d_out, output);
                 let columns = View::columns(&weights, end);
                 E::gemm(&mut d_value, d, [end, d, rows], columns, View::rows(d_out, d), true, precision);
                 let columns = View::columns(&d_scores, end);
@@ -278,43 +265,101 @@ impl<'a> Unit<'a> {
 
     /// Rotates back and writes one head's gradient into its columns.
     fn store<E: Real>(&self, out: &mut [E], columns: usize, place: usize, data: &[E], rotated: bool, scale: f64) {
-        let d = self.plan.head_dim;
-        let scale = E::of(scale);
-        for (t, (out, x)) in out.chunks_exact_mut(columns).zip(data.chunks_exact(d)).enumerate() {
-            let out = &mut out[place * d..(place + 1) * d];
-            match &self.plan.rotary {
-                Some(table) if rotated => table.rotate_back(self.start + t, x, out, scale),
+        store_head(self, out, columns, place, data, rotated, E::of(scale));
+    }
+}
+
+vectorized! {
+    /// See [`Unit::load`].
+    fn load_head<'a, E: Real>(
+        unit: &'a Unit<'a>,
+        out: &'a mut [E],
+        data: &'a [E],
+        width: usize,
+        head: usize,
+        rotated: bool,
+        scale: E,
+    ) -> () {
+        let d = unit.plan.head_dim;
+        for (t, out) in out.chunks_exact_mut(d).enumerate() {
+            let at = (unit.start + t) * width + head * d;
+            let x = &data[at..at + d];
+            match &unit.plan.rotary {
+                Some(table) if rotated => table.rotate(unit.start + t, x, out, scale),
                 _ => out.iter_mut().zip(x).for_each(|(o, &x)| *o = x * scale),
             }
         }
     }
 }
 
-/// Turns the scores of one query into weights: softmax over the first `seen`, zero after. Returns log-sum-exp.
-#[inline(always)]
-fn softmax<E: Real>(row: &mut [E], seen: usize) -> E {
-    let (row, rest) = row.split_at_mut(seen);
-    rest.fill(E::ZERO);
-    let largest = max(row);
-    for score in row.iter_mut() {
-        *score = (*score - largest).exp();
+vectorized! {
+    /// See [`Unit::store`].
+    fn store_head<'a, E: Real>(
+        unit: &'a Unit<'a>,
+        out: &'a mut [E],
+        columns: usize,
+        place: usize,
+        data: &'a [E],
+        rotated: bool,
+        scale: E,
+    ) -> () {
+        let d = unit.plan.head_dim;
+        for (t, (out, x)) in out.chunks_exact_mut(columns).zip(data.chunks_exact(d)).enumerate() {
+            let out = &mut out[place * d..(place + 1) * d];
+            match &unit.plan.rotary {
+                Some(table) if rotated => table.rotate_back(unit.start + t, x, out, scale),
+                _ => out.iter_mut().zip(x).for_each(|(o, &x)| *o = x * scale),
+            }
+        }
     }
-    let total = sum(row);
-    let inverse = E::ONE / total;
-    for score in row.iter_mut() {
-        *score = *score * inverse;
-    }
-    largest + E::of(total.wide().ln())
 }
 
-/// Turns one query's scores into weights and its weights' gradient into its scores' gradient.
-#[inline(always)]
-fn softmax_backward<E: Real>(weights: &mut [E], gradient: &mut [E], seen: usize, log_sum: E, delta: E) {
-    weights[seen..].fill(E::ZERO);
-    gradient[seen..].fill(E::ZERO);
-    for (weight, gradient) in weights[..seen].iter_mut().zip(&mut gradient[..seen]) {
-        *weight = (*weight - log_sum).exp();
-        *gradient = *weight * (*gradient - delta);
+vectorized! {
+    /// Turns the scores of a block of queries into weights: in row `i`, softmax over the first `seen + i`, zero after.
+    /// Writes each row's log-sum-exp.
+    fn softmax<'a, E: Real>(scores: &'a mut [E], keys: usize, seen: usize, log_sums: &'a mut [E]) -> () {
+        for (i, (row, log_sum)) in scores.chunks_exact_mut(keys).zip(log_sums).enumerate() {
+            let (row, rest) = row.split_at_mut(seen + i);
+            rest.fill(E::ZERO);
+            let largest = max(row);
+            for score in row.iter_mut() {
+                *score = (*score - largest).exp();
+            }
+            let total = sum(row);
+            let inverse = E::ONE / total;
+            for score in row.iter_mut() {
+                *score = *score * inverse;
+            }
+            *log_sum = largest + E::of(total.wide().ln());
+        }
+    }
+}
+
+vectorized! {
+    /// Turns a block's scores into weights and its weights' gradients into its scores' gradients. Row `i` sees the first
+    /// `seen + i` keys; `d_out` and `out` are the rows' outputs with their gradients.
+    fn softmax_backward<'a, E: Real>(
+        weights: &'a mut [E],
+        gradient: &'a mut [E],
+        keys: usize,
+        seen: usize,
+        log_sums: &'a [E],
+        d_out: &'a [E],
+        out: &'a [E],
+    ) -> () {
+        let d = out.len() / log_sums.len();
+        let rows = weights.chunks_exact_mut(keys).zip(gradient.chunks_exact_mut(keys));
+        let outputs = out.chunks_exact(d).zip(d_out.chunks_exact(d));
+        for (i, (((weights, gradient), (out, d_out)), &log_sum)) in rows.zip(outputs).zip(log_sums).enumerate() {
+            let seen = seen + i;
+            weights[seen..].fill(E::ZERO);
+            gradient[seen..].fill(E::ZERO);
+            let delta = dot(out, d_out);
+            for (weight, gradient) in weights[..seen].iter_mut().zip(&mut gradient[..seen]) {
+                *weight = (*weight - log_sum).exp();
+                *gradient = *weight * (*gradient - delta);
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use super::real::{Real, View};
 use super::rows::{max, sum};
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
+use super::vector::vectorized;
 
 /// Logits that exist at a time (32 MB in `f32`), at least one position's.
 const LOGITS_AT_A_TIME: usize = 1 << 23;
@@ -101,23 +102,24 @@ struct Forward {
     d_weight: Option<FlexTensor>,
 }
 
-/// One position's loss. With `gradient`, turns its logits into `weight · (softmax - onehot)`.
-#[inline(always)]
-fn position<E: Real>(logits: &mut [E], target: usize, weight: E, gradient: bool) -> E {
-    let largest = max(logits);
-    let at_target = logits[target] - largest;
-    for logit in logits.iter_mut() {
-        *logit = (*logit - largest).exp();
-    }
-    let total = sum(logits);
-    if gradient {
-        let scale = weight / total;
+vectorized! {
+    /// One position's loss. With `gradient`, turns its logits into `weight · (softmax - onehot)`.
+    fn position<'a, E: Real>(logits: &'a mut [E], target: usize, weight: E, gradient: bool) -> E {
+        let largest = max(logits);
+        let at_target = logits[target] - largest;
         for logit in logits.iter_mut() {
-            *logit = *logit * scale;
+            *logit = (*logit - largest).exp();
         }
-        logits[target] = logits[target] - weight;
+        let total = sum(logits);
+        if gradient {
+            let scale = weight / total;
+            for logit in logits.iter_mut() {
+                *logit = *logit * scale;
+            }
+            logits[target] = logits[target] - weight;
+        }
+        E::of(total.wide().ln()) - at_target
     }
-    E::of(total.wide().ln()) - at_target
 }
 
 fn forward<E: Real>(

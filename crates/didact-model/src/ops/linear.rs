@@ -21,6 +21,7 @@ use rayon::prelude::*;
 
 use super::real::{Real, View};
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
+use super::vector::vectorized;
 
 /// How a weight matrix lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,11 +271,17 @@ fn apply_dropout<E: Real>(target: &mut [E], source: &[E], dropout: Dropout, repl
     target.par_chunks_mut(MASK_CHUNK).zip(source.par_chunks(MASK_CHUNK)).enumerate().for_each(|(index, (t, s))| {
         let mut mask = vec![0.0f32; t.len()];
         dropout_mask(dropout.key, (index * MASK_CHUNK) as u64, dropout.keep, &mut mask);
-        for ((t, &s), &m) in t.iter_mut().zip(s).zip(&mask) {
+        masked(t, s, &mask, replace);
+    });
+}
+
+vectorized! {
+    fn masked<'a, E: Real>(target: &'a mut [E], source: &'a [E], mask: &'a [f32], replace: bool) -> () {
+        for ((t, &s), &m) in target.iter_mut().zip(source).zip(mask) {
             let kept = s * E::of(f64::from(m));
             *t = if replace { kept } else { *t + kept };
         }
-    });
+    }
 }
 
 fn forward<E: Real>(

@@ -14,6 +14,7 @@ pub mod norm;
 pub(crate) mod real;
 pub(crate) mod rows;
 pub(crate) mod storage;
+pub(crate) mod vector;
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::rows::{ROW_BLOCK, dot, sum, sum_over_blocks};
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
+use super::vector::vectorized;
 
 /// RMS norm of every row: `y = x / sqrt(mean(x²) + eps) · gain`.
 ///
@@ -177,9 +178,24 @@ fn forward<E: Real>(x: &FlexTensor, first: &FlexTensor, second: &FlexTensor, pla
     let (x, first, second) = (values::<E>(x), values::<E>(first), values::<E>(second));
     let Groups { width, first: count, second: more, rest } = plan.groups;
     assert_eq!(columns, width * (count + more + rest), "norm: rows of {columns} do not divide as {:?}", plan.groups);
-    let eps = E::of(plan.eps);
     let mut y = vec![E::ZERO; x.len()];
     y.par_chunks_mut(columns * ROW_BLOCK).zip(x.par_chunks(columns * ROW_BLOCK)).for_each(|(y, x)| {
+        forward_rows(y, x, first, second, columns, plan);
+    });
+    tensor(y, [n, columns])
+}
+
+vectorized! {
+    fn forward_rows<'a, E: Real>(
+        y: &'a mut [E],
+        x: &'a [E],
+        first: &'a [E],
+        second: &'a [E],
+        columns: usize,
+        plan: Plan,
+    ) -> () {
+        let Groups { width, first: count, second: more, .. } = plan.groups;
+        let eps = E::of(plan.eps);
         for (y, x) in y.chunks_mut(columns).zip(x.chunks(columns)) {
             for (group, (y, x)) in y.chunks_mut(width).zip(x.chunks(width)).enumerate() {
                 if group >= count + more {
@@ -202,31 +218,41 @@ fn forward<E: Real>(x: &FlexTensor, first: &FlexTensor, second: &FlexTensor, pla
                 }
             }
         }
-    });
-    tensor(y, [n, columns])
+    }
 }
 
 fn backward_input<E: Real>(x: &[E], dy: &[E], first: &[E], second: &[E], columns: usize, plan: Plan) -> Vec<E> {
-    let Groups { width, first: count, second: more, .. } = plan.groups;
-    let (eps, scale) = (E::of(plan.eps), E::ONE / E::of(width as f64));
     let mut dx = vec![E::ZERO; x.len()];
     let block = columns * ROW_BLOCK;
     dx.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(block)).for_each(|((dx, x), dy)| {
+        backward_rows(dx, x, dy, first, second, columns, plan);
+    });
+    dx
+}
+
+vectorized! {
+    fn backward_rows<'a, E: Real>(
+        dx: &'a mut [E],
+        x: &'a [E],
+        dy: &'a [E],
+        first: &'a [E],
+        second: &'a [E],
+        columns: usize,
+        plan: Plan,
+    ) -> () {
+        let Groups { width, first: count, second: more, .. } = plan.groups;
+        let (eps, scale) = (E::of(plan.eps), E::ONE / E::of(width as f64));
         let mut weighted = vec![E::ZERO; width];
         let mut normal = vec![E::ZERO; width];
         for ((dx, x), dy) in dx.chunks_mut(columns).zip(x.chunks(columns)).zip(dy.chunks(columns)) {
-            for (group, ((dx, x), dy)) in
-                dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(width)).enumerate()
-            {
+            for (group, ((dx, x), dy)) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(width)).enumerate() {
                 if group >= count + more {
                     dx.copy_from_slice(dy);
                     continue;
                 }
                 let gain = if group < count { first } else { second };
                 let (mean, inverse) = moments(x, plan.kind, eps);
-                for (((w, n), (&dy, &x)), &g) in
-                    weighted.iter_mut().zip(&mut normal).zip(dy.iter().zip(x)).zip(gain)
-                {
+                for (((w, n), (&dy, &x)), &g) in weighted.iter_mut().zip(&mut normal).zip(dy.iter().zip(x)).zip(gain) {
                     *w = dy * g;
                     *n = (x - mean) * inverse;
                 }
@@ -238,19 +264,24 @@ fn backward_input<E: Real>(x: &[E], dy: &[E], first: &[E], second: &[E], columns
                 }
             }
         }
-    });
-    dx
+    }
 }
 
 /// Gradients of both vectors at once, one after the other in the result.
 fn backward_vectors<E: Real>(x: &[E], dy: &[E], columns: usize, plan: Plan) -> Vec<E> {
-    let Groups { width, first: count, second: more, .. } = plan.groups;
-    let eps = E::of(plan.eps);
-    sum_over_blocks(x.len() / columns, 2 * width, |first_row, rows| {
+    sum_over_blocks(x.len() / columns, 2 * plan.groups.width, |first_row, rows| {
+        let range = first_row * columns..(first_row + rows) * columns;
+        backward_vectors_rows(&x[range.clone()], &dy[range], columns, plan)
+    })
+}
+
+vectorized! {
+    fn backward_vectors_rows<'a, E: Real>(x: &'a [E], dy: &'a [E], columns: usize, plan: Plan) -> Vec<E> {
+        let Groups { width, first: count, second: more, .. } = plan.groups;
+        let eps = E::of(plan.eps);
         let mut total = vec![E::ZERO; 2 * width];
         let (gain_1, gain_2) = total.split_at_mut(width);
-        for row in first_row..first_row + rows {
-            let (x, dy) = (&x[row * columns..(row + 1) * columns], &dy[row * columns..(row + 1) * columns]);
+        for (x, dy) in x.chunks(columns).zip(dy.chunks(columns)) {
             for (group, (x, dy)) in x.chunks(width).zip(dy.chunks(width)).enumerate().take(count + more) {
                 let (mean, inverse) = moments(x, plan.kind, eps);
                 let gain = if group < count { &mut *gain_1 } else { &mut *gain_2 };
@@ -263,7 +294,7 @@ fn backward_vectors<E: Real>(x: &[E], dy: &[E], columns: usize, plan: Plan) -> V
             }
         }
         total
-    })
+    }
 }
 
 impl NormOps for Flex {

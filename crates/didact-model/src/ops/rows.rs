@@ -1,8 +1,11 @@
 //! Row arithmetic that several operators share: dot products with a fixed order and sums over rows.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::real::Real;
+use super::vector::vectorized;
 
 /// Independent partial sums in [`dot`]; their number, not the machine's vector width, fixes the order of addition.
 const LANES: usize = 16;
@@ -99,11 +102,17 @@ pub(crate) fn sum_over_blocks<E: Real>(
 /// The sum over `rows` rows of the first `width` columns of a matrix whose rows are `stride` apart.
 pub(crate) fn column_sums<E: Real>(data: &[E], rows: usize, width: usize, stride: usize) -> Vec<E> {
     sum_over_blocks(rows, width, |first, count| {
+        sum_rows(data, first..first + count, width, stride)
+    })
+}
+
+vectorized! {
+    fn sum_rows<'a, E: Real>(data: &'a [E], rows: Range<usize>, width: usize, stride: usize) -> Vec<E> {
         let mut total = vec![E::ZERO; width];
-        for row in first..first + count {
+        for row in rows {
             let row = &data[row * stride..row * stride + width];
             total.iter_mut().zip(row).for_each(|(t, &v)| *t += v);
         }
         total
-    })
+    }
 }
