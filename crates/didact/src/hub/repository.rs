@@ -126,7 +126,14 @@ impl Hub {
             let what = what.to_owned();
             move |e| PullError::from_hub(e, &self.endpoint, repo, &what)
         };
-        let info = repository.info().revision(revision).send().map_err(hub_error(revision))?;
+        let info = repository.info().revision(revision).send().map_err(|e| match e {
+            // The hub does not say which of the two it is that is not there.
+            hf_hub::HFError::RevisionNotFound { .. } | hf_hub::HFError::RepoNotFound { .. } => PullError::NotFound {
+                endpoint: self.endpoint.clone(),
+                what: format!("repository `{repo}` at revision `{revision}`"),
+            },
+            other => PullError::from_hub(other, &self.endpoint, repo, revision),
+        })?;
         let answer = |problem: &str| PullError::Answer {
             endpoint: self.endpoint.clone(),
             what: repo.to_owned(),
@@ -149,9 +156,16 @@ impl Hub {
         for name in &wanted {
             let head = self.head(repo, &commit, name)?;
             let blob = self.cache.join(folder(repo)).join("blobs").join(&head.etag);
-            if blob.exists() {
-                check(&blob, name, &head, on)?;
-            } else {
+            let is_there = match blob.exists().then(|| check(&blob, name, &head, on)) {
+                None => false,
+                Some(Ok(())) => true,
+                Some(Err(error @ PullError::Hash { .. })) => {
+                    on(Progress::Message(&format!("in the cache, {error}; fetching it again")));
+                    false
+                }
+                Some(Err(error)) => return Err(error),
+            };
+            if !is_there {
                 self.download(repo, &commit, name, &head, &blob, on)?;
             }
             // Finds the content in place and makes the snapshot's link to it.
