@@ -22,14 +22,18 @@ fn seconds_now(start: Instant) -> f64 {
     }
 }
 
-/// The best rate in GFLOP/s over repetitions that fill `seconds`.
+/// The best rate in GFLOP/s over rounds that fill `seconds`; a round is long enough for a coarse clock.
 fn rate(seconds: f64, flops: f64, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best) = (Instant::now(), 0.0f64);
     while start.elapsed().as_secs_f64() < seconds {
-        let begin = seconds_now(start);
-        f();
-        best = best.max(flops / (seconds_now(start) - begin) / 1e9);
+        let (begin, round) = (seconds_now(start), Instant::now());
+        let mut times = 0.0;
+        while round.elapsed().as_secs_f64() < 0.04 {
+            f();
+            times += 1.0;
+        }
+        best = best.max(times * flops / (seconds_now(start) - begin) / 1e9);
     }
     best
 }

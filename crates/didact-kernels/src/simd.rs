@@ -215,6 +215,9 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86 {
     //! AVX2 and AVX-512.
+    //!
+    //! Vectors are loaded and stored by value: the load intrinsics are checked copies in builds with debug assertions,
+    //! which cost more than the arithmetic.
 
     use super::{Kernel, LANES, Lanes, Simd};
     use std::arch::x86_64::*;
@@ -250,18 +253,13 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn load(self, x: &Lanes) -> Self::V {
-            let p = x.as_ptr();
-            // SAFETY: the token proves the features; `x` has 16 floats, two vectors of 8.
-            unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+            // SAFETY: both are 64 bytes of plain bits.
+            unsafe { std::mem::transmute(*x) }
         }
         #[inline(always)]
         fn store(self, x: &mut Lanes, v: Self::V) {
-            let p = x.as_mut_ptr();
-            // SAFETY: the token proves the features; `x` has 16 floats, two vectors of 8.
-            unsafe {
-                _mm256_storeu_ps(p, v[0]);
-                _mm256_storeu_ps(p.add(8), v[1]);
-            }
+            // SAFETY: both are 64 bytes of plain bits.
+            *x = unsafe { std::mem::transmute(v) };
         }
         #[inline(always)]
         fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -325,13 +323,13 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn load(self, x: &Lanes) -> __m512 {
-            // SAFETY: the token proves the features; `x` has 16 floats.
-            unsafe { _mm512_loadu_ps(x.as_ptr()) }
+            // SAFETY: both are 64 bytes of plain bits.
+            unsafe { std::mem::transmute(*x) }
         }
         #[inline(always)]
         fn store(self, x: &mut Lanes, v: __m512) {
-            // SAFETY: the token proves the features; `x` has 16 floats.
-            unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+            // SAFETY: both are 64 bytes of plain bits.
+            *x = unsafe { std::mem::transmute(v) };
         }
         #[inline(always)]
         fn add(self, a: __m512, b: __m512) -> __m512 {

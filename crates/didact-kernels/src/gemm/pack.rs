@@ -319,8 +319,8 @@ mod pairs {
             for (lane, x) in line.iter_mut().enumerate().take(lanes) {
                 *x = source.data[lane * source.lane_stride + k * source.k_stride];
             }
-            // SAFETY: `line` has 16 floats.
-            unsafe { _mm512_loadu_ps(line.as_ptr()) }
+            // SAFETY: both are 64 bytes of plain bits.
+            unsafe { std::mem::transmute::<[f32; LANES], __m512>(line) }
         };
         for word in 0..k.div_ceil(2) {
             let later = if 2 * word + 1 < k { line(2 * word + 1) } else { _mm512_setzero_ps() };

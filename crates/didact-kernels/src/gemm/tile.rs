@@ -2,7 +2,7 @@
 
 use super::pack::{Format, Plan};
 use crate::level::Level;
-use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::simd::{Kernel, LANES, Lanes, Simd, dispatch};
 
 /// The tiles of one block of C that share their panels: `rows` of them down, panel by panel.
 ///
@@ -23,6 +23,14 @@ pub(super) struct Tile<'a> {
     pub(super) columns: usize,
     /// Whether to go on from what C holds.
     pub(super) accumulate: bool,
+}
+
+impl Tile<'_> {
+    /// Vector `v` of row `i`. No arithmetic is checked here: it is inside C where row and vector exist.
+    #[inline(always)]
+    fn vector(&self, i: usize, v: usize) -> *mut Lanes {
+        self.c.wrapping_add(i.wrapping_mul(self.ldc).wrapping_add(v * LANES)).cast()
+    }
 }
 
 /// Widest tile.
@@ -115,10 +123,10 @@ impl<const AW: usize, const NV: usize> Kernel for F32Tile<'_, AW, NV> {
 fn f32_rows<S: Simd, const AW: usize, const NV: usize, const MR: usize>(simd: S, tile: Tile) {
     let mut sums = [[simd.splat(0.0); NV]; MR];
     if tile.accumulate {
-        for (i, row) in sums.iter_mut().enumerate() {
-            for (v, sum) in row.iter_mut().enumerate() {
+        for i in 0..MR {
+            for v in 0..NV {
                 // SAFETY: `compute` is promised `rows` rows of `NV` vectors.
-                *sum = simd.load(unsafe { &*tile.c.add(i * tile.ldc + v * LANES).cast() });
+                sums[i][v] = simd.load(unsafe { &*tile.vector(i, v) });
             }
         }
     }
@@ -132,10 +140,10 @@ fn f32_rows<S: Simd, const AW: usize, const NV: usize, const MR: usize>(simd: S,
             }
         }
     }
-    for (i, row) in sums.into_iter().enumerate() {
-        for (v, sum) in row.into_iter().enumerate() {
+    for i in 0..MR {
+        for v in 0..NV {
             // SAFETY: `compute` is promised `rows` rows of `NV` vectors.
-            simd.store(unsafe { &mut *tile.c.add(i * tile.ldc + v * LANES).cast() }, sum);
+            simd.store(unsafe { &mut *tile.vector(i, v) }, sums[i][v]);
         }
     }
 }
@@ -144,7 +152,7 @@ fn f32_rows<S: Simd, const AW: usize, const NV: usize, const MR: usize>(simd: S,
 mod bf16 {
     //! The micro-kernel of bf16 pairs.
 
-    use super::{LANES, Tile};
+    use super::{LANES, Lanes, Tile};
     use std::arch::x86_64::*;
 
     /// Computes a tile of at most 12 rows and exactly 32 columns.
@@ -171,21 +179,17 @@ mod bf16 {
     unsafe fn rows<const MR: usize>(tile: Tile) {
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         if tile.accumulate {
-            for (i, row) in sums.iter_mut().enumerate() {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    // SAFETY: `tile.c` has at least `MR` rows of 32 floats.
-                    *sum = unsafe { _mm512_loadu_ps(tile.c.add(i * tile.ldc + v * LANES)) };
+            for i in 0..MR {
+                for v in 0..2 {
+                    // SAFETY: `tile.c` has at least `MR` rows of 32 floats, which are plain bits as vectors are.
+                    sums[i][v] = unsafe { std::mem::transmute::<Lanes, __m512>(*tile.vector(i, v)) };
                 }
             }
         }
-        for (a, b) in tile.a.as_chunks::<12>().0.iter().zip(tile.b.as_chunks::<32>().0) {
-            // SAFETY: `b` has 32 floats; both formats are 64 bytes of plain bits.
-            let b: [__m512bh; 2] = unsafe {
-                [
-                    std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(b.as_ptr())),
-                    std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(b.as_ptr().add(LANES))),
-                ]
-            };
+        let b = tile.b.as_chunks::<LANES>().0.as_chunks::<2>().0;
+        for (a, b) in tile.a.as_chunks::<12>().0.iter().zip(b) {
+            // SAFETY: both are two vectors of 64 bytes of plain bits.
+            let b = unsafe { std::mem::transmute::<[Lanes; 2], [__m512bh; 2]>(*b) };
             for i in 0..MR {
                 // SAFETY: both formats are 64 bytes of plain bits.
                 let a = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(a[i])) };
@@ -193,10 +197,10 @@ mod bf16 {
                 sums[i][1] = _mm512_dpbf16_ps(sums[i][1], a, b[1]);
             }
         }
-        for (i, row) in sums.into_iter().enumerate() {
-            for (v, sum) in row.into_iter().enumerate() {
-                // SAFETY: `tile.c` has at least `MR` rows of 32 floats.
-                unsafe { _mm512_storeu_ps(tile.c.add(i * tile.ldc + v * LANES), sum) };
+        for i in 0..MR {
+            for v in 0..2 {
+                // SAFETY: `tile.c` has at least `MR` rows of 32 floats, which are plain bits as vectors are.
+                unsafe { *tile.vector(i, v) = std::mem::transmute::<__m512, Lanes>(sums[i][v]) };
             }
         }
     }
