@@ -1,1 +1,21 @@
-//! The crate's text goes here.
+//! From text to batches: reading rows, rendering chats, tokenising, deciding each token's loss weight, packing.
+//!
+//! - [`reader`] and [`schema`] turn files into [examples](didact_core::example::Example);
+//! - [`template`] renders conversations as the model's chat template says, [`tokenizer`] turns text into ids and back,
+//!   [`train`] makes a tokenizer;
+//! - [`encode`] turns an example into a [sequence](didact_core::sequence::Sequence) with a loss weight per token, and
+//!   [`ledger`] keeps count of what will be trained and what will not.
+//!
+//! This crate knows no model.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod check;
+pub mod error;
+pub mod packing;
+pub mod reader;
+pub mod schema;
+pub mod store;
+pub mod template;
+
+pub use error::DataError;
