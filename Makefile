@@ -1,0 +1,33 @@
+# Everything here is a short name for a command; nothing is hidden in it.
+CARGO ?= cargo
+DIDACT := target/release/didact
+# The tests that need SmolLM2 look here; `model pull` answers at once when the model is already there.
+DIDACT_TEST_MODEL_NAME := smollm2-135m-instruct
+
+.PHONY: help demo test test-model lint interop
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: ## teach SmolLM2-135M-Instruct to call tools, and show before and after
+	$(CARGO) build --release --locked --bin didact
+	$(DIDACT) model pull smollm2-135m-instruct
+	$(DIDACT) run quickstart
+
+test: ## every test that needs neither network nor downloaded weights
+	$(CARGO) test --workspace --locked
+
+test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fails when it cannot be had
+	$(CARGO) build --locked --bin didact
+	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME)
+	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
+	  $(CARGO) test --workspace --locked -- --ignored real_model
+
+lint: ## formatting, clippy and rustdoc, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+interop: ## what Didact writes, read by Python's transformers and peft (needs them: pip install torch transformers peft)
+	$(CARGO) build --locked --bin didact
+	python3 tests/interop/run.py target/debug/didact
