@@ -45,11 +45,8 @@ pub struct RunIdentity {
 /// The program and machine of a run. Bits are promised only where `version`, `precision` and `cpu_level` are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
-    /// Didact's version.
+    /// Didact's version, with the commit where it is known.
     pub version: String,
-    /// The commit it was built from, or `unknown`.
-    #[serde(default)]
-    pub commit: String,
     /// Precision of matrix products.
     pub precision: String,
     /// Kernel level.
@@ -138,11 +135,11 @@ impl RunDir {
         }
         if is_fresh && root.is_dir() {
             // Held during the renaming, so that a directory in use is never moved away.
-            let _lock = lock(root)?;
+            let _lock = lock(root, true)?;
             files::rename(root, free_name(root))?;
         }
         files::create_dir_all(root)?;
-        let lock = lock(root)?;
+        let lock = lock(root, true)?;
         sweep(root)?;
         let mut environment_changes = Vec::new();
         if path.exists() {
@@ -207,6 +204,12 @@ impl RunDir {
     }
 }
 
+/// Whether a process works in a run directory right now.
+pub fn is_in_use(root: &Path) -> bool {
+    // Opening the lock file would create it where there is none.
+    root.join(LOCK).is_file() && matches!(lock(root, false), Err(RunError::Locked { .. }))
+}
+
 /// The run directories directly below `parent`, sorted by name.
 ///
 /// # Errors
@@ -235,11 +238,13 @@ fn read_identity(root: &Path) -> Result<RunIdentity, RunError> {
     Ok(identity)
 }
 
-fn lock(root: &Path) -> Result<std::fs::File, RunError> {
+/// Takes the lock of a run directory; `signs` leaves this process's number there.
+fn lock(root: &Path, signs: bool) -> Result<std::fs::File, RunError> {
     use std::io::{Read, Seek, Write};
     let path = root.join(LOCK);
     let mut file = files::open_lock(&path)?;
     match fs4::FileExt::try_lock(&file) {
+        Ok(()) if !signs => Ok(file),
         Ok(()) => {
             // For whoever is refused; losing it would only make their message vaguer.
             let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
@@ -320,7 +325,6 @@ mod tests {
             inputs: BTreeMap::from([("data".to_owned(), "ab".to_owned())]),
             environment: Environment {
                 version: "1".to_owned(),
-                commit: "c".to_owned(),
                 precision: "f32".to_owned(),
                 cpu_level: "avx2".to_owned(),
                 threads: 2,
@@ -386,7 +390,9 @@ mod tests {
             let expected = format!("`{}` is in use by process {}", dir.path().display(), std::process::id());
             assert_eq!(error.to_string(), expected);
         }
+        assert!(is_in_use(dir.path()));
         drop(first);
+        assert!(!is_in_use(dir.path()));
         RunDir::open(dir.path(), identity(settings()), false).expect("is free again");
     }
 

@@ -58,7 +58,6 @@ fn open(root: &Path) -> RunDir {
 fn open_on(root: &Path, cpu_level: &str) -> RunDir {
     let environment = Environment {
         version: "1".to_owned(),
-        commit: String::new(),
         precision: "f32".to_owned(),
         cpu_level: cpu_level.to_owned(),
         threads: 1,
