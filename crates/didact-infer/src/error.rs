@@ -1,0 +1,62 @@
+//! What can go wrong.
+
+use didact_core::fault::{Classify, Fault};
+use didact_core::generate::GenerateError;
+use didact_model::ModelError;
+
+/// Why an engine cannot be built or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InferError {
+    /// The model's files cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer knows tokens that the model does not.
+    #[error("the tokenizer has {tokenizer} tokens, the model's vocabulary {model}: they do not belong together")]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the model's embedding.
+        model: usize,
+    },
+    /// An option is out of range.
+    #[error("`{name}` is {value}, expected {expected}")]
+    Option {
+        /// Which.
+        name: &'static str,
+        /// What was given.
+        value: usize,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// The model gives no numbers.
+    #[error("the model's scores are not finite after {tokens} tokens: its weights are damaged or training diverged")]
+    NotFinite {
+        /// Tokens of the sequence so far.
+        tokens: usize,
+    },
+}
+
+impl Classify for InferError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Model(error) => error.fault(),
+            Self::Vocabulary { .. } | Self::Option { .. } => Fault::Input,
+            Self::NotFinite { .. } => Fault::Running,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Model(error) => error.hint(),
+            Self::Vocabulary { .. } => Some("use the tokenizer that came with the model".into()),
+            _ => None,
+        }
+    }
+}
+
+impl From<InferError> for GenerateError {
+    fn from(error: InferError) -> Self {
+        Self { message: error.to_string(), source: Some(Box::new(error)) }
+    }
+}
