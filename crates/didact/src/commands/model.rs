@@ -21,13 +21,18 @@ use crate::output::{Output, Status};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
     /// Get a model: a short name (smollm2-135m-instruct, all-minilm-l6-v2) or a hub id (owner/name)
+    #[command(
+        after_help = "Examples:\n  didact model pull smollm2-135m-instruct\n  didact model pull Qwen/Qwen2.5-0.5B-Instruct --to qwen"
+    )]
     Pull(PullArgs),
     /// Show a model's architecture, size, tokenizer, template, and the memory it takes
+    #[command(after_help = "Example:\n  didact model info smollm2-135m-instruct")]
     Info {
         /// A model directory, a .gguf file, or a name that `model pull` knows
         path: String,
     },
     /// Write a model as a Hugging Face directory, in another number format if wished
+    #[command(after_help = "Example:\n  didact model convert model.gguf model-hf --dtype bf16")]
     Convert {
         /// A model directory, a .gguf file, or a name that `model pull` knows
         src: String,
@@ -38,6 +43,7 @@ pub(crate) enum ModelCommand {
         dtype: Dtype,
     },
     /// Fold a LoRA adapter into its base model
+    #[command(after_help = "Example:\n  didact model merge smollm2-135m-instruct runs/mine/adapter merged")]
     Merge {
         /// The base: a model directory, a .gguf file, or a name that `model pull` knows
         base: String,
@@ -50,6 +56,7 @@ pub(crate) enum ModelCommand {
         dtype: Dtype,
     },
     /// Compare a model's logits, losses, gradients, tokens and text with reference outputs
+    #[command(after_help = "Example:\n  didact model verify golden/llama golden/llama/golden.json")]
     Verify {
         /// A model directory, a .gguf file, or a name that `model pull` knows
         path: String,
@@ -144,7 +151,7 @@ fn files_word(count: usize) -> String {
 }
 
 /// A path as it is, or a named model's.
-fn locate(name: &str, output: &Output) -> anyhow::Result<PathBuf> {
+pub(crate) fn locate(name: &str, output: &Output) -> anyhow::Result<PathBuf> {
     let is_name = hub::is_named(name) && !Path::new(name).exists();
     Ok(if is_name { hub::resolve(name, &output.pull_progress())? } else { name.into() })
 }

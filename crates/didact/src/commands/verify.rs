@@ -10,8 +10,8 @@ use didact_core::message::Message;
 use didact_data::template::RenderOptions;
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalGenerator, Options};
+use didact_model::Checkpoint;
 use didact_model::verify::Check;
-use didact_model::{Checkpoint, Decoder};
 use serde::{Deserialize, Serialize};
 
 /// What `model verify` says.
@@ -101,8 +101,8 @@ fn greedy_checks(path: &Path, tokenizer: &Arc<Tokenizer>, entries: &[TextGolden]
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let decoder = Decoder::load(&Checkpoint::open(path)?, &burn_device())?;
-    let engine = LocalGenerator::new(EngineWeights::from_decoder(&decoder), Arc::clone(tokenizer), Options::default())?;
+    let weights = EngineWeights::from_checkpoint(&Checkpoint::open(path)?)?;
+    let engine = LocalGenerator::new(weights, Arc::clone(tokenizer), Options::default())?;
     let requests: Vec<Request> = wanted
         .iter()
         .map(|(_, ids, greedy, _)| Request {

@@ -62,7 +62,8 @@ pub(crate) fn pull(request: &PullRequest<'_>, on: OnProgress<'_>) -> Result<Pull
     let dir = cache::model_dir(&target.key(request.revision));
     if let Some(to) = request.to
         && let Some(manifest) = Manifest::read(to)
-        && manifest.name == target.name
+        && !request.refresh
+        && manifest.name == target.key(request.revision)
         && satisfies(&manifest, request)
         && manifest.holds(to)
     {
@@ -77,7 +78,7 @@ pub(crate) fn pull(request: &PullRequest<'_>, on: OnProgress<'_>) -> Result<Pull
     match request.to {
         None => Ok(Pulled { path: manifest.model_path(&dir), manifest, was_there }),
         Some(to) => {
-            let manifest = copy_out(&target.name, &manifest, &dir, to, on)?;
+            let manifest = copy_out(&manifest, &dir, to, on)?;
             Ok(Pulled { path: manifest.model_path(to), manifest, was_there: false })
         }
     }
@@ -145,7 +146,9 @@ impl Target {
 }
 
 fn fetch(target: &Target, request: &PullRequest<'_>, dir: &Path, on: OnProgress<'_>) -> Result<Manifest, PullError> {
-    let Some(named) = target.named else { return from_hub(target, request, dir, 1, on) };
+    let Some(named) = target.named.filter(|_| request.revision.is_none() || request.source.is_some()) else {
+        return from_hub(target, request, dir, 1, on);
+    };
     match request.source {
         Some(SourceKind::Hub) => from_hub(target, request, dir, 1, on),
         Some(SourceKind::Registry) => from_registry(named, dir, on),
@@ -191,7 +194,7 @@ fn from_hub(
         (snapshot.commit, snapshot.directory, snapshot.files)
     };
     let source = Source::Hub { repo: target.repo.clone(), commit };
-    let manifest = Manifest::new(&target.name, source, Some(directory), described);
+    let manifest = Manifest::new(&target.key(request.revision), source, Some(directory), described);
     files::create_dir_all(dir)?;
     manifest.write(dir)?;
     Ok(manifest)
@@ -250,7 +253,7 @@ fn remove(dir: &Path) -> Result<(), PullError> {
 fn copy_out(name: &str, manifest: &Manifest, dir: &Path, to: &Path, on: OnProgress<'_>) -> Result<Manifest, PullError> {
     let taken = std::fs::read_dir(to).map_or(to.exists(), |mut entries| entries.next().is_some());
     if taken {
-        return Err(PullError::Taken { path: to.to_owned(), name: name.to_owned() });
+        return Err(PullError::Taken { path: to.to_owned(), name: manifest.name.clone() });
     }
     let work = beside(to, "work");
     remove(&work)?;
@@ -267,7 +270,7 @@ fn copy_out(name: &str, manifest: &Manifest, dir: &Path, to: &Path, on: OnProgre
             files::copy_atomic(&from.join(&file.name), &target)?;
             described.push(cache::describe(&work, &file.name, file.sha256.clone())?);
         }
-        let copy = Manifest::new(name, manifest.source.clone(), None, described);
+        let copy = Manifest::new(&manifest.name, manifest.source.clone(), None, described);
         copy.write(&work)?;
         if to.exists() {
             files::remove_dir_all(to)?;
