@@ -1,1 +1,29 @@
-//! The crate's text goes here.
+//! Training: from weighted tokens to better weights.
+//!
+//! - [`config`]: the `[train]` table; [`schedule`]: the learning rate as a function of the step;
+//! - [`accumulate`]: a step's gradient from its micro-batches; [`optimizer`]: AdamW in place;
+//! - [`trainer`]: the loop, start reading there; [`hook`]: what methods may do in it; [`evaluate`]: held-out loss;
+//! - [`checkpoint`]: saving and resuming, exact to the bit; [`timing`]: predicted time.
+//!
+//! Two promises, each tested: a run that was stopped or killed and continued ends in the bits of one that was not, and so
+//! does a run on another number of threads.
+#![forbid(unsafe_code)]
+
+pub mod accumulate;
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod evaluate;
+pub mod hook;
+pub mod optimizer;
+pub mod schedule;
+pub mod timing;
+pub mod trainer;
+
+pub use checkpoint::{CheckpointStore, Evaluation, State, Totals};
+pub use config::{LoraTable, ModuleNames, Scheduler, TrainConfig};
+pub use error::{ConfigError, TrainError};
+pub use evaluate::{EvalLoss, evaluate_loss};
+pub use hook::{Hook, HookResult, StepPlan, StepResult};
+pub use timing::{StepTime, measure_steps};
+pub use trainer::{Session, TrainOutcome, Trainer, train};

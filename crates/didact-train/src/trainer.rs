@@ -1,0 +1,507 @@
+//! The loop.
+//!
+//! One step: its rows, in micro-batches, forward and backward; the sum of their gradients over the sum of their weights;
+//! hooks; clipping; one update; the record of it. What follows a step (evaluation, checkpoint) is a function of how many
+//! steps are done, so that a resumed run does exactly what the uninterrupted one did.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use didact_core::cancel::Cancel;
+use didact_core::files::{self, FileError};
+use didact_core::metrics::Metrics;
+use didact_core::progress::{Level, Reporter, StepReport};
+use didact_core::seed::Streams;
+use didact_core::stage::StageContext;
+use didact_data::batch::{Batch, TrainingSet};
+use didact_kernels::reduce;
+use didact_model::{Decoder, ForwardMode, loss};
+
+use crate::accumulate::GradientBuffers;
+use crate::checkpoint::{CheckpointStore, Evaluation, State};
+use crate::config::TrainConfig;
+use crate::error::{NonFiniteWhat, TrainError};
+use crate::evaluate::{EvalLoss, Sum, evaluate_loss, input, origins};
+use crate::hook::{Hook, HookResult, StepPlan, StepResult};
+use crate::optimizer::{AdamW, AdamWSettings};
+use crate::schedule::LearningRate;
+use crate::timing::Pace;
+
+/// Directory of the checkpoints, inside the stage's work directory.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// Steps whose losses make up [`TrainOutcome::final_loss`].
+const RECENT: usize = 20;
+/// Rounding of a sum of weights taken in two orders, relative to the sum.
+const SAME_WEIGHT: f64 = 1e-9;
+/// What `torch.nn.utils.clip_grad_norm_` adds to the norm.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// Where a training belongs: what [`StageContext`] says, or a test.
+#[derive(Clone)]
+pub struct Session<'a> {
+    /// Root of the run directory, for the metrics.
+    pub run_root: PathBuf,
+    /// The stage's name.
+    pub stage: String,
+    /// Directory of the checkpoints.
+    pub checkpoints: PathBuf,
+    /// Randomness.
+    pub streams: Streams,
+    /// Asks for a stop.
+    pub cancel: Cancel,
+    /// Who is told.
+    pub reporter: &'a dyn Reporter,
+}
+
+impl<'a> From<&'a StageContext<'_>> for Session<'a> {
+    fn from(context: &'a StageContext<'_>) -> Self {
+        Self {
+            run_root: context.run.root().to_owned(),
+            stage: context.name.clone(),
+            checkpoints: context.work_dir.join(CHECKPOINTS),
+            streams: context.streams,
+            cancel: context.cancel.clone(),
+            reporter: context.reporter,
+        }
+    }
+}
+
+/// What came of a training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainOutcome {
+    /// Where it ended: steps, losses, evaluations, totals. The same for a run that was interrupted and one that was not.
+    pub state: State,
+    /// Mean loss of the last steps (20 of them, when there were as many), nats per unit of weight.
+    pub final_loss: Option<f64>,
+    /// Step whose weights the model has now: the last, or the best one.
+    pub weights_of_step: u64,
+    /// Steps that an earlier process had done.
+    pub resumed_from: Option<u64>,
+    /// Seconds this process spent here.
+    pub seconds: f64,
+    /// Seconds for the whole of this process's steps, as predicted after the first few of them.
+    pub predicted_seconds: Option<f64>,
+    /// Tokens per second, over this process's steps; 0 without any.
+    pub tokens_per_s: f64,
+}
+
+impl TrainOutcome {
+    /// The last evaluation.
+    pub fn last_evaluation(&self) -> Option<&Evaluation> {
+        self.state.evaluations.last()
+    }
+}
+
+/// Trains `decoder` on `train`, evaluating on `eval`, as one stage of a run. Continues from what an interrupted attempt
+/// left in the stage's work directory.
+///
+/// # Errors
+/// See [`TrainError`]; for the stage's result use [`TrainError::into_stage_error`].
+pub fn train(
+    decoder: &mut Decoder,
+    train: &TrainingSet,
+    eval: Option<&TrainingSet>,
+    config: &TrainConfig,
+    context: &StageContext<'_>,
+) -> Result<TrainOutcome, TrainError> {
+    Trainer::new(decoder, train, eval, config, Session::from(context)).run()
+}
+
+/// A training to be run once. [`train`] is the short way; this one takes hooks.
+pub struct Trainer<'a> {
+    decoder: &'a mut Decoder,
+    train: &'a TrainingSet,
+    eval: Option<&'a TrainingSet>,
+    config: &'a TrainConfig,
+    session: Session<'a>,
+    hooks: Vec<Box<dyn Hook + 'a>>,
+    store: CheckpointStore,
+}
+
+/// What changes while training.
+struct Progress {
+    state: State,
+    optimizer: AdamW,
+    gradients: GradientBuffers,
+    schedule: LearningRate,
+    metrics: Metrics,
+    total_steps: u64,
+    last_checkpoint: Option<u64>,
+    pace: Pace,
+}
+
+impl<'a> Trainer<'a> {
+    /// A training of everything in `decoder` that is trainable.
+    pub fn new(
+        decoder: &'a mut Decoder,
+        train: &'a TrainingSet,
+        eval: Option<&'a TrainingSet>,
+        config: &'a TrainConfig,
+        session: Session<'a>,
+    ) -> Self {
+        let store = CheckpointStore::new(&session.checkpoints);
+        Self { decoder, train, eval, config, session, hooks: Vec::new(), store }
+    }
+
+    /// Adds a hook; they are called in the order in which they were added.
+    #[must_use]
+    pub fn with_hook(mut self, hook: impl Hook + 'a) -> Self {
+        self.hooks.push(Box::new(hook));
+        self
+    }
+
+    /// Trains to the end, or to an error, or until a stop is asked for.
+    ///
+    /// # Errors
+    /// See [`TrainError`].
+    pub fn run(mut self) -> Result<TrainOutcome, TrainError> {
+        let started = Instant::now();
+        self.config.validate()?;
+        if self.train.is_empty() {
+            return Err(TrainError::NoData);
+        }
+        let mut progress = self.begin()?;
+        let resumed_from = progress.last_checkpoint;
+        loop {
+            if self.after_step(&mut progress)?.is_none() {
+                return Err(self.stop(&mut progress)?);
+            }
+            if progress.state.step >= progress.total_steps {
+                break;
+            }
+            if self.session.cancel.is_cancelled() {
+                return Err(self.stop(&mut progress)?);
+            }
+            self.step(&mut progress)?;
+        }
+        progress.metrics.sync()?;
+        // What a stop or a kill left beside the checkpoints that belong to the plan.
+        self.store.retain(&progress.state.kept)?;
+        let weights_of_step = self.choose_weights(&progress.state)?;
+        let Progress { state, pace, .. } = progress;
+        let recent = &state.recent_losses;
+        let final_loss = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
+        Ok(TrainOutcome {
+            final_loss,
+            weights_of_step,
+            resumed_from,
+            seconds: started.elapsed().as_secs_f64(),
+            predicted_seconds: pace.predicted_seconds(),
+            tokens_per_s: pace.tokens_per_s(),
+            state,
+        })
+    }
+
+    /// Takes up the newest intact checkpoint, or begins at step 0.
+    fn begin(&mut self) -> Result<Progress, TrainError> {
+        let total_steps = self.config.total_steps(self.train.batches_per_epoch());
+        let parameters = self.decoder.parameters_mut();
+        let mut optimizer = AdamW::new(parameters, AdamWSettings::new(self.config));
+        let restored = self.store.restore_newest(parameters, &mut optimizer, self.session.reporter)?;
+        let last_checkpoint = restored.as_ref().map(|state| state.step);
+        if let Some(step) = last_checkpoint {
+            let text = format!("continuing after step {step} of {total_steps}");
+            self.session.reporter.message(Level::Info, &text);
+        }
+        let state = restored.unwrap_or_default();
+        for hook in &mut self.hooks {
+            if let Some(saved) = state.hooks.get(hook.name()) {
+                let result = hook.restore(saved);
+                named(hook.as_ref(), result)?;
+            }
+        }
+        let metrics = Metrics::open(&self.session.run_root, &self.session.stage, last_checkpoint)?;
+        Ok(Progress {
+            gradients: GradientBuffers::new(self.decoder.parameters()),
+            schedule: LearningRate::new(self.config, total_steps),
+            pace: Pace::new(total_steps - state.step.min(total_steps)),
+            state,
+            optimizer,
+            metrics,
+            total_steps,
+            last_checkpoint,
+        })
+    }
+
+    /// One optimiser step.
+    fn step(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
+        let begun = Instant::now();
+        let step = progress.state.step;
+        let learning_rate = progress.schedule.at(step);
+        let plan = StepPlan { step, total_steps: progress.total_steps, learning_rate };
+        let mut batches = self.train.micro_batches(step, self.config.gradient_accumulation_steps)?;
+        for hook in &mut self.hooks {
+            let result = hook.before_step(&plan, self.decoder, &mut batches);
+            named(hook.as_ref(), result)?;
+        }
+
+        let sum = self.accumulate(step, &batches, progress)?;
+        let gradients = &mut progress.gradients;
+        gradients.divide_by_weight();
+        let mut grad_norm = 0.0;
+        if sum.weight > 0.0 {
+            for hook in &mut self.hooks {
+                let result = hook.after_gradients(&plan, self.decoder, gradients);
+                named(hook.as_ref(), result)?;
+            }
+            grad_norm = gradients.norm();
+            if !grad_norm.is_finite() {
+                return Err(TrainError::NonFinite {
+                    what: NonFiniteWhat::Gradient,
+                    step: step + 1,
+                    rows: origins(self.train, batches.iter().flat_map(|batch| batch.examples.iter().flatten())),
+                    parameter: gradients.first_non_finite().map(str::to_owned),
+                    checkpoint: progress.last_checkpoint,
+                });
+            }
+        }
+        point("train.step", &self.session.checkpoints)?;
+        if sum.weight > 0.0 {
+            let scale = match self.config.max_grad_norm {
+                Some(limit) => (limit / (grad_norm + CLIP_EPSILON)).min(1.0),
+                None => 1.0,
+            };
+            progress.optimizer.update(self.decoder.parameters_mut(), gradients, learning_rate, scale);
+        }
+        gradients.clear();
+
+        let result = StepResult {
+            step: step + 1,
+            loss: sum.mean().map(|mean| mean.nats_per_token),
+            grad_norm,
+            learning_rate,
+            weight: sum.weight,
+        };
+        self.record(&result, &sum, &batches, progress)?;
+        for hook in &mut self.hooks {
+            let outcome = hook.after_step(&result, self.decoder);
+            named(hook.as_ref(), outcome)?;
+        }
+        let tokens = batches.iter().map(Batch::tokens).sum();
+        progress.pace.step(tokens, begun.elapsed());
+        self.report(&result, progress)
+    }
+
+    /// Forward and backward over the micro-batches of a step, in order.
+    fn accumulate(&self, step: u64, batches: &[Batch], progress: &mut Progress) -> Result<Sum, TrainError> {
+        let mut sum = Sum::default();
+        for (number, batch) in batches.iter().enumerate() {
+            if batch.weight.iter().any(|&weight| weight != 0.0) {
+                let input = input(batch);
+                input.check(self.decoder.config())?;
+                let dropout_key = self.session.streams.key("dropout", &[step, number as u64]);
+                let mode = ForwardMode::Train { dropout_key };
+                let result = loss::next_token(self.decoder, &input, &batch.targets, &batch.weight, &mode);
+                sum.add(self.train, batch, &result, step).map_err(|error| self.with_parameter(error, progress))?;
+                let gradients = result.loss_sum.backward();
+                progress.gradients.add(self.decoder.parameters(), gradients, result.total_weight);
+            }
+            point("train.micro_step", &self.session.checkpoints)?;
+        }
+        Ok(sum)
+    }
+
+    /// Adds to a report of a non-finite loss which parameter is not finite, if one is, and what is saved.
+    fn with_parameter(&self, error: TrainError, progress: &Progress) -> TrainError {
+        match error {
+            TrainError::NonFinite { what, step, rows, .. } => {
+                let parameters = self.decoder.parameters();
+                let is_broken = |id| parameters.with_data(id, |data| reduce::first_non_finite(data).is_some());
+                let broken = parameters.iter().find(|(id, _)| is_broken(*id));
+                let parameter = broken.map(|(_, parameter)| parameter.name().to_owned());
+                TrainError::NonFinite { what, step, rows, parameter, checkpoint: progress.last_checkpoint }
+            }
+            other => other,
+        }
+    }
+
+    /// Writes a step's numbers down, and balances the books at the end of an epoch.
+    fn record(
+        &self,
+        result: &StepResult,
+        sum: &Sum,
+        batches: &[Batch],
+        progress: &mut Progress,
+    ) -> Result<(), TrainError> {
+        let state = &mut progress.state;
+        state.step = result.step;
+        state.updates = progress.optimizer.step();
+        state.totals.tokens += batches.iter().map(Batch::tokens).sum::<u64>();
+        state.totals.trained_tokens += sum.tokens;
+        state.totals.weight += sum.weight;
+        state.totals.epoch_weight += sum.weight;
+        let per_epoch = self.train.batches_per_epoch();
+        let epochs = result.step as f64 / per_epoch as f64;
+        let common = [("train/learning_rate", result.learning_rate), ("train/epoch", epochs)];
+        if let Some(loss) = result.loss {
+            state.first_loss.get_or_insert(loss);
+            state.recent_losses.push(loss);
+            if state.recent_losses.len() > RECENT {
+                state.recent_losses.remove(0);
+            }
+            let [learning_rate, epoch] = common;
+            let tokens = ("train/num_input_tokens_seen", state.totals.tokens as f64);
+            let values = [("train/loss", loss), ("train/grad_norm", result.grad_norm), learning_rate, epoch, tokens];
+            progress.metrics.log(result.step, &values)?;
+        } else {
+            state.totals.empty_steps += 1;
+            progress.metrics.log(result.step, &common)?;
+            let text = format!("step {} has no token with a weight: nothing was updated", result.step);
+            self.session.reporter.message(Level::Warning, &text);
+        }
+        if result.step.is_multiple_of(per_epoch) {
+            let account = self.train.weight_account();
+            let trained = std::mem::take(&mut state.totals.epoch_weight);
+            // Hooks may change batches, and with them the weight.
+            if self.hooks.is_empty() && (account.built - account.dropped - trained).abs() > SAME_WEIGHT * account.built
+            {
+                return Err(TrainError::WeightLost {
+                    epoch: result.step / per_epoch,
+                    built: account.built,
+                    trained,
+                    dropped: account.dropped,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, result: &StepResult, progress: &mut Progress) -> Result<(), TrainError> {
+        let tokens_per_s = progress.pace.tokens_per_s();
+        progress.metrics.timing(result.step, &[("perf/tokens_per_s", tokens_per_s)])?;
+        self.session.reporter.step(&StepReport {
+            stage: self.session.stage.clone(),
+            step: result.step,
+            total_steps: progress.total_steps,
+            loss: result.loss.unwrap_or(f64::NAN),
+            learning_rate: result.learning_rate,
+            tokens_per_s,
+            eta_s: progress.pace.seconds_left(progress.total_steps - result.step),
+            note: None,
+        });
+        Ok(())
+    }
+
+    /// What is due after the steps done so far, and not done yet: evaluation, then checkpoint. `None` if a stop was asked
+    /// for in between; what is still due is then done on resuming.
+    fn after_step(&mut self, progress: &mut Progress) -> Result<Option<()>, TrainError> {
+        let step = progress.state.step;
+        if step == 0 {
+            return Ok(Some(()));
+        }
+        let is_last = step == progress.total_steps;
+        let is_due = is_last || self.config.eval_steps.is_some_and(|every| step.is_multiple_of(every));
+        let is_done = progress.state.evaluations.last().is_some_and(|evaluation| evaluation.step == step);
+        if let Some(eval) = self.eval
+            && is_due
+            && !is_done
+        {
+            let parts = self.config.gradient_accumulation_steps;
+            let Some(loss) = evaluate_loss(self.decoder, eval, parts, &self.session.cancel)? else { return Ok(None) };
+            self.note_evaluation(Evaluation { step, loss }, progress)?;
+        }
+        let is_best = progress.state.best.is_some_and(|best| best.step == step);
+        let is_planned = is_last || is_best || step.is_multiple_of(self.config.save_steps);
+        if is_planned && !progress.state.kept.contains(&step) {
+            progress.state.kept.push(step);
+            let best = progress.state.best.map(|best| best.step);
+            progress.state.kept = retained(&progress.state.kept, best, self.config.save_total_limit);
+            self.save(progress)?;
+            self.store.retain(&progress.state.kept)?;
+        }
+        Ok(Some(()))
+    }
+
+    fn note_evaluation(&self, evaluation: Evaluation, progress: &mut Progress) -> Result<(), TrainError> {
+        let Evaluation { step, loss } = evaluation;
+        let EvalLoss { nats_per_token, tokens, .. } = loss;
+        progress.metrics.log(step, &[("eval/loss", nats_per_token), ("eval/perplexity", loss.perplexity())])?;
+        let is_better = progress.state.best.is_none_or(|best| nats_per_token < best.loss.nats_per_token);
+        progress.state.evaluations.push(evaluation);
+        if is_better {
+            progress.state.best = Some(evaluation);
+        }
+        let mark = if is_better { ", the best so far" } else { "" };
+        let text = format!("step {step}: held-out loss {nats_per_token:.4} over {tokens} tokens{mark}");
+        self.session.reporter.message(Level::Info, &text);
+        Ok(())
+    }
+
+    /// Saves the present state. The metrics become durable first, so that a checkpoint never knows of steps they lack.
+    fn save(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
+        let step = progress.state.step;
+        for hook in &mut self.hooks {
+            let result = hook.on_checkpoint(step);
+            named(hook.as_ref(), result)?;
+        }
+        progress.state.hooks = self.hooks.iter().map(|hook| (hook.name().to_owned(), hook.state())).collect();
+        progress.metrics.sync()?;
+        self.store.save(&progress.state, self.decoder.parameters(), &progress.optimizer)?;
+        progress.last_checkpoint = Some(step);
+        Ok(())
+    }
+
+    /// Saves for a later process, beside the checkpoints that belong to the plan, and says so.
+    fn stop(&mut self, progress: &mut Progress) -> Result<TrainError, TrainError> {
+        let step = progress.state.step;
+        if step > 0 && progress.last_checkpoint != Some(step) {
+            self.save(progress)?;
+            let mut kept = progress.state.kept.clone();
+            kept.push(step);
+            self.store.retain(&kept)?;
+        }
+        progress.metrics.sync()?;
+        Ok(TrainError::Cancelled { step, total_steps: progress.total_steps })
+    }
+
+    /// Goes back to the best weights if that was asked for.
+    fn choose_weights(&mut self, state: &State) -> Result<u64, TrainError> {
+        match state.best {
+            Some(best) if self.config.load_best && best.step != state.step => {
+                let restored = self.store.restore_parameters(best.step, self.decoder.parameters_mut());
+                restored.map_err(|error| TrainError::BestCheckpoint { reason: error.to_string() })?;
+                Ok(best.step)
+            }
+            _ => Ok(state.step),
+        }
+    }
+}
+
+fn named(hook: &(dyn Hook + '_), result: HookResult) -> Result<(), TrainError> {
+    result.map_err(|cause| TrainError::Hook { hook: hook.name().to_owned(), cause })
+}
+
+fn point(name: &str, at: &Path) -> Result<(), FileError> {
+    files::fail::point(name).map_err(FileError::at("train in", at))
+}
+
+/// Which of the checkpoints `steps` (ascending) to keep: the best and the last in any case, and the newest others up to
+/// `limit` in all.
+fn retained(steps: &[u64], best: Option<u64>, limit: Option<usize>) -> Vec<u64> {
+    let Some(limit) = limit else { return steps.to_vec() };
+    let mut kept: Vec<u64> = best.into_iter().filter(|best| steps.contains(best)).collect();
+    for &step in steps.iter().rev() {
+        let is_last = Some(&step) == steps.last();
+        if !kept.contains(&step) && (is_last || kept.len() < limit) {
+            kept.push(step);
+        }
+    }
+    kept.sort_unstable();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_and_the_last_checkpoint_are_kept_whatever_the_limit() {
+        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(1)), [2, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(2)), [2, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(3)), [2, 3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], Some(4), Some(1)), [4]);
+        assert_eq!(retained(&[1, 2, 3, 4], None, Some(2)), [3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], None, None), [1, 2, 3, 4]);
+        assert_eq!(retained(&[3, 4], Some(1), Some(2)), [3, 4]);
+    }
+}
