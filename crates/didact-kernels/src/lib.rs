@@ -22,6 +22,7 @@ pub mod adamw;
 pub mod attention;
 pub mod gemm;
 mod level;
+pub mod low_rank;
 pub mod norm;
 pub mod random;
 pub mod reduce;
