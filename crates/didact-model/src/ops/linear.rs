@@ -4,7 +4,8 @@
 //! `y_p = x · W_p + b_p + s_p · (dropout_p(x) · A_pᵀ) · B_pᵀ`, the outputs side by side in one matrix, as queries, keys
 //! and values or the two halves of a gated unit are needed. Taking them together gives one gradient buffer for `x`
 //! instead of one per projection and a sum. A weight that is not trained costs no gradient product; an input that needs
-//! no gradient costs none either.
+//! no gradient costs none either. The low-rank branches are computed in full precision whatever the precision of the
+//! weights' products: their share of the arithmetic is small, and their kernels read the long operand once.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -19,7 +20,7 @@ use didact_kernels::Precision;
 use didact_kernels::random::dropout_mask;
 use rayon::prelude::*;
 
-use super::real::{Real, View};
+use super::real::{Real, Rows, View};
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
 use super::vector::vectorized;
 
@@ -284,6 +285,18 @@ vectorized! {
     }
 }
 
+/// The transpose of a small matrix of `columns` columns.
+fn transposed<E: Real>(m: &[E], columns: usize) -> Vec<E> {
+    let rows = m.len() / columns;
+    let mut out = vec![E::ZERO; m.len()];
+    for (i, row) in m.chunks_exact(columns).enumerate() {
+        for (j, &v) in row.iter().enumerate() {
+            out[j * rows + i] = v;
+        }
+    }
+    out
+}
+
 fn forward<E: Real>(
     x: &FlexTensor,
     weights: &[Option<Weights>; SLOTS],
@@ -311,14 +324,11 @@ fn forward<E: Real>(
                 apply_dropout(&mut dropped, x, dropout, true);
                 dropped
             });
-            let input = dropped.as_deref().unwrap_or(x);
-            let mut h = vec![E::ZERO; n * rank];
-            let a = View::columns(values(a), inputs);
-            E::gemm(&mut h, rank, [n, rank, inputs], View::rows(input, inputs), a, false, precision);
+            let input = Rows { data: dropped.as_deref().unwrap_or(x), count: n, width: inputs, stride: inputs };
+            let mut h = E::low_rank_project(input, &transposed(values(a), inputs), rank);
             let scale = E::of(w.branch.scale);
             h.iter_mut().for_each(|v| *v = *v * scale);
-            let b = View::columns(values(b), rank);
-            E::gemm(&mut y[offset..], width, [n, outputs, rank], View::rows(&h, rank), b, true, precision);
+            E::low_rank_update(&mut y[offset..], width, outputs, &h, &transposed(values(b), rank), rank);
             hidden[index] = Some(tensor(h, [n, rank]));
         }
         offset += outputs;
@@ -380,14 +390,11 @@ fn backward<E: Real>(
         if let Some((a, b)) = &w.lora {
             let rank = w.rank();
             let h = values::<E>(hidden[index].as_ref().expect("the forward pass keeps a branch's hidden values"));
+            let dy = Rows { data: dy, count: n, width: outputs, stride: width };
             if needs_b {
-                let mut gradient = vec![E::ZERO; outputs * rank];
-                let h = View::rows(h, rank);
-                E::gemm(&mut gradient, rank, [outputs, rank, n], dy_columns, h, false, precision);
-                own[index][3] = Some(tensor(gradient, [outputs, rank]));
+                own[index][3] = Some(tensor(E::low_rank_outer(dy, h, rank), [outputs, rank]));
             }
-            let mut dh = vec![E::ZERO; n * rank];
-            E::gemm(&mut dh, rank, [n, rank, outputs], dy_rows, View::rows(values(b), rank), false, precision);
+            let mut dh = E::low_rank_project(dy, values(b), rank);
             let scale = E::of(w.branch.scale);
             dh.iter_mut().for_each(|v| *v = *v * scale);
             if needs_a {
@@ -396,18 +403,16 @@ fn backward<E: Real>(
                     apply_dropout(&mut dropped, x, dropout, true);
                     dropped
                 });
-                let input = View::rows(dropped.as_deref().unwrap_or(x), inputs);
-                let mut gradient = vec![E::ZERO; rank * inputs];
-                E::gemm(&mut gradient, inputs, [rank, inputs, n], View::columns(&dh, rank), input, false, precision);
+                let input = Rows { data: dropped.as_deref().unwrap_or(x), count: n, width: inputs, stride: inputs };
+                let gradient = transposed(&E::low_rank_outer(input, &dh, rank), rank);
                 own[index][2] = Some(tensor(gradient, [rank, inputs]));
             }
             if let Some(dx) = &mut dx {
-                let (dh, a) = (View::rows(&dh, rank), View::rows(values(a), inputs));
                 match w.branch.dropout {
-                    None => E::gemm(dx, inputs, [n, inputs, rank], dh, a, true, precision),
+                    None => E::low_rank_update(dx, inputs, inputs, &dh, values(a), rank),
                     Some(dropout) => {
                         let mut through = vec![E::ZERO; n * inputs];
-                        E::gemm(&mut through, inputs, [n, inputs, rank], dh, a, false, precision);
+                        E::low_rank_update(&mut through, inputs, inputs, &dh, values(a), rank);
                         apply_dropout(dx, &through, dropout, false);
                     }
                 }

@@ -8,6 +8,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use burn_backend::Element;
 use didact_kernels::Precision;
 use didact_kernels::gemm::{MatRef, gemm};
+use didact_kernels::low_rank;
 
 /// A matrix seen through strides: `[i, j]` is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +69,32 @@ pub(crate) trait Real:
         accumulate: bool,
         precision: Precision,
     );
+    /// `x [N, K] · m [K, R]` for a small R, in full precision.
+    fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self>;
+    /// `y [N, K] += h [N, R] · m [R, K]` for a small R, in full precision; rows of `y` are `stride` apart.
+    fn low_rank_update(y: &mut [Self], stride: usize, width: usize, h: &[Self], m: &[Self], rank: usize);
+    /// `xᵀ [K, N] · h [N, R]` for a small R, in full precision.
+    fn low_rank_outer(x: Rows<'_, Self>, h: &[Self], rank: usize) -> Vec<Self>;
+}
+
+/// `count` rows of `width` elements, `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, E> {
+    /// What holds them.
+    pub(crate) data: &'a [E],
+    /// How many there are.
+    pub(crate) count: usize,
+    /// Elements of a row.
+    pub(crate) width: usize,
+    /// Distance between rows.
+    pub(crate) stride: usize,
+}
+
+impl<'a> Rows<'a, f32> {
+    fn for_kernel(self) -> low_rank::Rows<'a> {
+        let Self { data, count, width, stride } = self;
+        low_rank::Rows { data, count, width, stride }
+    }
 }
 
 impl Real for f32 {
@@ -124,6 +151,22 @@ impl Real for f32 {
         let b = MatRef { data: b.data, row_stride: b.row_stride, col_stride: b.col_stride };
         gemm(c, ldc, m, n, k, a, b, accumulate, precision);
     }
+
+    fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self> {
+        let mut out = vec![0.0; x.count * rank];
+        low_rank::project(&mut out, x.for_kernel(), m, rank);
+        out
+    }
+
+    fn low_rank_update(y: &mut [Self], stride: usize, width: usize, h: &[Self], m: &[Self], rank: usize) {
+        low_rank::update(y, stride, width, h, m, rank);
+    }
+
+    fn low_rank_outer(x: Rows<'_, Self>, h: &[Self], rank: usize) -> Vec<Self> {
+        let mut out = vec![0.0; x.width * rank];
+        low_rank::outer(&mut out, x.for_kernel(), h, rank);
+        out
+    }
 }
 
 impl Real for f64 {
@@ -164,5 +207,24 @@ impl Real for f64 {
                 c[i * ldc + j] = sum;
             }
         }
+    }
+
+    fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self> {
+        let mut out = vec![0.0; x.count * rank];
+        let rows = View { data: x.data, row_stride: x.stride, col_stride: 1 };
+        Self::gemm(&mut out, rank, [x.count, rank, x.width], rows, View::rows(m, rank), false, Precision::F32);
+        out
+    }
+
+    fn low_rank_update(y: &mut [Self], stride: usize, width: usize, h: &[Self], m: &[Self], rank: usize) {
+        let shape = [h.len() / rank, width, rank];
+        Self::gemm(y, stride, shape, View::rows(h, rank), View::rows(m, width), true, Precision::F32);
+    }
+
+    fn low_rank_outer(x: Rows<'_, Self>, h: &[Self], rank: usize) -> Vec<Self> {
+        let mut out = vec![0.0; x.width * rank];
+        let columns = View { data: x.data, row_stride: 1, col_stride: x.stride };
+        Self::gemm(&mut out, rank, [x.width, rank, x.count], columns, View::rows(h, rank), false, Precision::F32);
+        out
     }
 }
