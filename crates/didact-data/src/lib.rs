@@ -11,11 +11,15 @@
 
 pub mod batch;
 pub mod check;
+pub mod encode;
 pub mod error;
+pub mod ledger;
 pub mod packing;
 pub mod reader;
 pub mod schema;
 pub mod store;
 pub mod template;
+pub mod tokenizer;
+pub mod train;
 
 pub use error::DataError;
