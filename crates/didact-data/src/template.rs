@@ -19,9 +19,12 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::DataError;
 
-/// Operations a template may spend on one conversation. A conversation of a hundred long turns with fifty tools takes
-/// well under a hundredth of it; spending all of it takes a fraction of a second.
-const FUEL: u64 = 5_000_000;
+/// Operations a template may spend on one conversation; 64 bytes of text cost one. A conversation of a thousand turns and
+/// a megabyte takes about a quarter of it, spending all of it a fraction of a second.
+const FUEL: u64 = 400_000;
+/// Stack for templates that keep values in a namespace. Only these can nest values as deep as their fuel lasts, up to
+/// about 200 000 levels, and dropping a nested value takes stack for every level. Pages are used when touched.
+const DEEP_STACK: usize = 512 << 20;
 /// The name of the only template in the environment.
 const NAME: &str = "chat";
 
@@ -66,6 +69,7 @@ pub struct ChatTemplate {
     origin: String,
     special_tokens: Vec<(String, String)>,
     has_generation_tag: bool,
+    may_nest: bool,
     environment: Environment<'static>,
     fuel: u64,
 }
@@ -91,14 +95,17 @@ impl ChatTemplate {
         special_tokens: Vec<(String, String)>,
     ) -> Result<Self, DataError> {
         let (source, origin) = (source.into(), origin.into());
-        let (rewritten, has_generation_tag) = generation::rewrite(&source);
+        // Jinja2 reads every kind of line break as one.
+        let unified = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (rewritten, has_generation_tag) = generation::rewrite(&unified);
         let mut environment = environment::build(FUEL);
         environment.add_template_owned(NAME, rewritten).map_err(|e| DataError::TemplateSyntax {
             origin: origin.clone(),
             line: e.line().unwrap_or(0),
             cause: cause(&e),
         })?;
-        Ok(Self { source, origin, special_tokens, has_generation_tag, environment, fuel: FUEL })
+        let may_nest = unified.contains("namespace");
+        Ok(Self { source, origin, special_tokens, has_generation_tag, may_nest, environment, fuel: FUEL })
     }
 
     /// The template's own text.
@@ -193,8 +200,22 @@ impl ChatTemplate {
             (environment::DATE.to_owned(), Value::from(options.date.to_string())),
             (generation::MARKS.to_owned(), Value::from(marks)),
         ]);
-        let template = self.environment.get_template(NAME).expect("compiled by `new`");
-        template.render(Value::from_pairs(context)).map_err(|e| self.failed(&e))
+        let render = || {
+            let template = self.environment.get_template(NAME).expect("compiled by `new`");
+            template.render(Value::from_pairs(context)).map_err(|e| self.failed(&e))
+        };
+        if !self.may_nest {
+            return render();
+        }
+        let builder = std::thread::Builder::new().name("chat template".into()).stack_size(DEEP_STACK);
+        std::thread::scope(|scope| match builder.spawn_scoped(scope, render) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(e) => Err(DataError::TemplateRender {
+                origin: self.origin.clone(),
+                line: 0,
+                cause: format!("no thread can be started for it: {e}"),
+            }),
+        })
     }
 
     fn failed(&self, error: &minijinja::Error) -> DataError {

@@ -204,7 +204,8 @@ fn every_field_that_a_template_drops_is_named() {
                         {% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
     let messages = vec![Message::new(Role::System, "Be kind"), user("?"), assistant("Yes")];
     assert!(error(drops_system, messages).contains("`content` of message 1 (system)"));
-    let drops_second = "{{ messages[0].content + messages[1].content if messages | length > 1 else messages[0].content }}";
+    let drops_second =
+        "{{ messages[0].content + messages[1].content if messages | length > 1 else messages[0].content }}";
     let messages = vec![user("?"), assistant("Yes"), user("And?"), assistant("No")];
     assert!(error(drops_second, messages).contains("`content` of message"), "a dropped turn is an error");
     let first_call_only = "{% for m in messages %}{{ m.role + m.content }}{% if m.tool_calls %}\
@@ -285,8 +286,12 @@ fn tags_that_leave_out_the_end_of_turn_are_noticed() {
     let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}\
                     {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}\
                     {{ '<|im_end|>\n' }}{% endfor %}";
-    let encoded = encode(template, EncodeOptions::default(), &chat(vec![user("Hi"), assistant("Yo")])).expect("encodes");
-    assert_eq!(marked(template, &encoded[0]), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[Yo]<|im_end|>\n");
+    let encoded =
+        encode(template, EncodeOptions::default(), &chat(vec![user("Hi"), assistant("Yo")])).expect("encodes");
+    assert_eq!(
+        marked(template, &encoded[0]),
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[Yo]<|im_end|>\n"
+    );
     assert_eq!(encoded[0].end_of_turn_trained, Some(false));
 }
 
@@ -298,7 +303,8 @@ fn an_answer_whose_beginning_cannot_be_found_is_an_error() {
     let error = encode(template, EncodeOptions::default(), &chat(vec![user("Hi"), assistant("Yo")])).expect_err("lost");
     let text = error.to_string();
     assert!(text.starts_with("`rows.jsonl` row 7: cannot tell where the answer of message 2 begins: "), "{text}");
-    let refuses_empty = "{{ raise_exception('empty') if not messages }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let refuses_empty =
+        "{{ raise_exception('empty') if not messages }}{% for m in messages %}{{ m.content }}{% endfor %}";
     let error = encode(refuses_empty, EncodeOptions::default(), &chat(vec![assistant("Yo")])).expect_err("lost");
     assert!(error.to_string().contains("line 1: empty"), "{error}");
 }
@@ -306,7 +312,8 @@ fn an_answer_whose_beginning_cannot_be_found_is_an_error() {
 #[test]
 fn errors_name_file_and_row() {
     let template = "{{ raise_exception('no') }}";
-    let error = encode(template, EncodeOptions::default(), &chat(vec![user("Hi"), assistant("Yo")])).expect_err("refused");
+    let error =
+        encode(template, EncodeOptions::default(), &chat(vec![user("Hi"), assistant("Yo")])).expect_err("refused");
     let expected = format!("`rows.jsonl` row 7: chat template of `{template}`, line 1: no");
     assert_eq!(error.to_string(), expected);
     let error = encode(CHATML, EncodeOptions::default(), &chat(Vec::new())).expect_err("refused").to_string();
@@ -367,8 +374,23 @@ fn settings_that_cannot_be_met_are_refused() {
 
 fn messages() -> impl Strategy<Value = Vec<Message>> {
     let text = prop::sample::select(vec![
-        "", " ", "a", "Hello there", "<|im_end|>", "<|im_start|>assistant\n", "\n\n", "é🦀", "?", "!", "</think>x",
-        "{{ x }}", "{% generation %}", "\u{fdd0}", "<think>\na\n</think>\n\nb", "12345", "  x  ",
+        "",
+        " ",
+        "a",
+        "Hello there",
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "\n\n",
+        "é🦀",
+        "?",
+        "!",
+        "</think>x",
+        "{{ x }}",
+        "{% generation %}",
+        "\u{fdd0}",
+        "<think>\na\n</think>\n\nb",
+        "12345",
+        "  x  ",
     ]);
     let role = prop::sample::select(vec![Role::System, Role::User, Role::Assistant, Role::Tool]);
     let weight = prop::option::weighted(0.2, prop::sample::select(vec![0.0f32, 0.5, 1.0, 3.0]));
@@ -383,8 +405,13 @@ fn messages() -> impl Strategy<Value = Vec<Message>> {
 }
 
 const TEMPLATES: [&str; 7] = [
-    "smollm2.jinja", "chatml_generation.jinja", "qwen2_tools.jinja", "qwen3_thinking.jinja", "llama32_tools.jinja",
-    "mistral_tools.jinja", "phi3.jinja",
+    "smollm2.jinja",
+    "chatml_generation.jinja",
+    "qwen2_tools.jinja",
+    "qwen3_thinking.jinja",
+    "llama32_tools.jinja",
+    "mistral_tools.jinja",
+    "phi3.jinja",
 ];
 
 fn tokenizers() -> &'static [Tokenizer] {

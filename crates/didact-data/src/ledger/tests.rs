@@ -53,7 +53,10 @@ fn counts_are_kept_by_source_and_role() {
         ]
     );
     let rows: Vec<String> = ledger.exceptions_table().rows.iter().map(|r| r.join(" | ")).collect();
-    assert_eq!(rows, ["a | 1 | 1 | 0 | 0 | 0 | 0.0 | 0 | 0 / 0 / 1 | 0", "b | 3 | 2 | 1 | 1 | 9 | 4.0 | 0 | 2 / 0 / 0 | 0"]);
+    assert_eq!(
+        rows,
+        ["a | 1 | 1 | 0 | 0 | 0 | 0.0 | 0 | 0 / 0 / 1 | 0", "b | 3 | 2 | 1 | 1 | 9 | 4.0 | 0 | 2 / 0 / 0 | 0"]
+    );
     assert_eq!(
         ledger.warnings(),
         [

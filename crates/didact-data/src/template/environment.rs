@@ -11,6 +11,8 @@ use super::python::{self, JsonStyle};
 pub(super) const DATE: &str = "__didact_date";
 /// Deepest nesting of macros and call blocks; safe on the stack of a worker thread.
 const RECURSION_LIMIT: usize = 64;
+/// Widest indentation. Wider ones are a way to fill the memory.
+const MAX_INDENT: i64 = 256;
 
 /// An environment with every function, filter and test that chat templates use, and `fuel` operations to spend.
 pub(super) fn build(fuel: u64) -> Environment<'static> {
@@ -22,8 +24,7 @@ pub(super) fn build(fuel: u64) -> Environment<'static> {
     env.set_unknown_method_callback(method);
     env.set_formatter(|out, state, value| {
         if python::prints_differently(value) {
-            let text = python::string(value)?;
-            charge(state, &text)?;
+            let text = python::string(state, value)?;
             out.write_str(&text).map_err(Error::from)
         } else {
             minijinja::escape_formatter(out, state, value)
@@ -31,10 +32,11 @@ pub(super) fn build(fuel: u64) -> Environment<'static> {
     });
     env.add_filter("tojson", tojson);
     env.add_filter("string", |state: &State, value: &Value| -> Result<Value, Error> {
-        let text = python::string(value)?;
-        charge(state, &text)?;
-        Ok(Value::from(text))
+        python::string(state, value).map(Value::from)
     });
+    env.add_filter("default", default);
+    env.add_filter("d", default);
+    env.add_filter("indent", indent);
     // In Python a mapping and a string have a length and items, which is all that Jinja2 asks of a sequence.
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
@@ -45,8 +47,8 @@ pub(super) fn build(fuel: u64) -> Environment<'static> {
             ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined | ValueKind::Iterable
         )
     });
-    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, python::string(message)?))
+    env.add_function("raise_exception", |state: &State, message: &Value| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, python::string(state, message)?))
     });
     env.add_function("strftime_now", strftime_now);
     env.add_function(generation::FUNCTION, generated);
@@ -61,13 +63,52 @@ fn syntax() -> minijinja::syntax::SyntaxConfig {
         .expect("the default delimiters are valid")
 }
 
-/// Pays for text that a function of ours makes, at the rate of the engine's own.
-fn charge(state: &State, text: &str) -> Result<(), Error> {
-    state.consume_fuel((text.len() / 64) as u64)
-}
-
 fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// `default(value, default_value='', boolean=false)`, with its arguments by name as well.
+fn default(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let other: Option<Value> = kwargs.get("default_value")?;
+    let boolean: Option<bool> = kwargs.get("boolean")?;
+    kwargs.assert_all_used()?;
+    let is_strict = positional.get(1).is_some_and(Value::is_true) || boolean.unwrap_or(false);
+    if value.is_undefined() || (is_strict && !value.is_true()) {
+        Ok(positional.first().cloned().or(other).unwrap_or_else(|| Value::from("")))
+    } else {
+        Ok(value.clone())
+    }
+}
+
+/// `indent(text, width=4, first=false, blank=false)`, with its arguments by name as well.
+fn indent(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let text = python::string(state, value)?;
+    let argument = |i: usize, name: &str| -> Result<Option<Value>, Error> {
+        let named: Option<Value> = kwargs.get(name)?;
+        Ok(positional.get(i).cloned().or(named))
+    };
+    let indention = match argument(0, "width")? {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(i64::try_from(width)?.clamp(0, MAX_INDENT)).unwrap_or(0)),
+        },
+    };
+    let first = argument(1, "first")?.is_some_and(|v| v.is_true());
+    let blank = argument(2, "blank")?.is_some_and(|v| v.is_true());
+    kwargs.assert_all_used()?;
+    state.consume_fuel(((text.lines().count() + 1) * indention.len() / 64) as u64)?;
+    let mut out = String::with_capacity(text.len());
+    for (i, line) in text.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        if (i == 0 && first) || (i > 0 && (blank || !line.is_empty())) {
+            out.push_str(&indention);
+        }
+        out.push_str(line);
+    }
+    Ok(Value::from(out))
 }
 
 fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
@@ -85,7 +126,7 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
         Some(v) if v.kind() == ValueKind::String => v.as_str().map(str::to_owned),
         // `True` counts as 1 in Python.
         Some(v) if v.kind() == ValueKind::Bool => Some(" ".repeat(usize::from(v.is_true()))),
-        Some(v) => Some(" ".repeat(usize::try_from(i64::try_from(v)?.clamp(0, 64)).unwrap_or(0))),
+        Some(v) => Some(" ".repeat(usize::try_from(i64::try_from(v)?.clamp(0, MAX_INDENT)).unwrap_or(0))),
     };
     let (item_separator, key_separator) = match argument(2)? {
         Some(pair) => {
@@ -102,9 +143,8 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
     };
     let sort_keys = argument(3)?.is_some_and(|v| v.is_true());
     kwargs.assert_all_used()?;
-    let text = python::json(value, &JsonStyle { ensure_ascii, indent, item_separator, key_separator, sort_keys })?;
-    charge(state, &text)?;
-    Ok(Value::from(text))
+    let style = JsonStyle { ensure_ascii, indent, item_separator, key_separator, sort_keys };
+    python::json(state, value, &style).map(Value::from)
 }
 
 /// `strftime_now(format)`, with the day taken from the render options: midnight of a date that does not move.

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// Deepest nesting of a value that is printed. Real tool descriptions nest about ten deep; a template can build
 /// values without end.
@@ -42,17 +42,31 @@ pub(super) fn float(value: f64) -> String {
     text
 }
 
+/// Text under construction. What it costs is paid while it grows: a template can build lists that share their parts and
+/// are far longer than what they were built from.
+struct Printer<'s, 'e, 't> {
+    out: String,
+    state: &'s State<'e, 't>,
+}
+
+impl Printer<'_, '_, '_> {
+    /// Pays for an entry and the text since `before`.
+    fn pay(&self, before: usize) -> Result<(), Error> {
+        self.state.consume_fuel(1 + (self.out.len().saturating_sub(before) / 64) as u64)
+    }
+}
+
 /// `str(value)`.
-pub(super) fn string(value: &Value) -> Result<String, Error> {
+pub(super) fn string(state: &State, value: &Value) -> Result<String, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.to_owned());
     }
     if value.is_undefined() {
         return Ok(String::new());
     }
-    let mut out = String::new();
-    repr_into(value, &mut out, 0)?;
-    Ok(out)
+    let mut printer = Printer { out: String::new(), state };
+    repr_into(value, &mut printer, 0)?;
+    Ok(printer.out)
 }
 
 /// Whether minijinja's own printing may differ from Python's.
@@ -64,47 +78,49 @@ pub(super) fn prints_differently(value: &Value) -> bool {
     }
 }
 
-fn repr_into(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
+fn repr_into(value: &Value, printer: &mut Printer, depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(too_deep());
     }
+    let before = printer.out.len();
+    let out = &mut printer.out;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => repr_str(value.as_str().unwrap_or_default(), out),
         ValueKind::Number if !value.is_integer() => out.push_str(&float(f64::try_from(value.clone())?)),
         ValueKind::Seq => {
             let is_tuple = value.is_tuple();
-            out.push(if is_tuple { '(' } else { '[' });
+            printer.out.push(if is_tuple { '(' } else { '[' });
             let mut count = 0;
             for item in value.try_iter()? {
                 if count > 0 {
-                    out.push_str(", ");
+                    printer.out.push_str(", ");
                 }
-                repr_into(&item, out, depth + 1)?;
+                repr_into(&item, printer, depth + 1)?;
                 count += 1;
             }
             if is_tuple && count == 1 {
-                out.push(',');
+                printer.out.push(',');
             }
-            out.push(if is_tuple { ')' } else { ']' });
+            printer.out.push(if is_tuple { ')' } else { ']' });
         }
         ValueKind::Map => {
-            out.push('{');
+            printer.out.push('{');
             for (i, key) in value.try_iter()?.enumerate() {
                 if i > 0 {
-                    out.push_str(", ");
+                    printer.out.push_str(", ");
                 }
-                repr_into(&key, out, depth + 1)?;
-                out.push_str(": ");
-                repr_into(&value.get_item(&key)?, out, depth + 1)?;
+                repr_into(&key, printer, depth + 1)?;
+                printer.out.push_str(": ");
+                repr_into(&value.get_item(&key)?, printer, depth + 1)?;
             }
-            out.push('}');
+            printer.out.push('}');
         }
         _ => {
             let _ = write!(out, "{value}");
         }
     }
-    Ok(())
+    printer.pay(before)
 }
 
 /// `repr` of a string: single quotes unless that means escaping, and printable characters as they are.
@@ -146,16 +162,18 @@ pub(super) struct JsonStyle {
 }
 
 /// `json.dumps(value, …)`.
-pub(super) fn json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
-    let mut out = String::new();
-    json_into(value, style, &mut out, 0)?;
-    Ok(out)
+pub(super) fn json(state: &State, value: &Value, style: &JsonStyle) -> Result<String, Error> {
+    let mut printer = Printer { out: String::new(), state };
+    json_into(value, style, &mut printer, 0)?;
+    Ok(printer.out)
 }
 
-fn json_into(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -> Result<(), Error> {
+fn json_into(value: &Value, style: &JsonStyle, printer: &mut Printer, depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(too_deep());
     }
+    let before = printer.out.len();
+    let out = &mut printer.out;
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -166,14 +184,14 @@ fn json_into(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -
         ValueKind::String => json_str(value.as_str().unwrap_or_default(), style.ensure_ascii, out),
         ValueKind::Seq => {
             let mut count = 0;
-            out.push('[');
+            printer.out.push('[');
             for item in value.try_iter()? {
-                open_entry(count, style, out, depth + 1);
-                json_into(&item, style, out, depth + 1)?;
+                open_entry(count, style, &mut printer.out, depth + 1);
+                json_into(&item, style, printer, depth + 1)?;
                 count += 1;
             }
-            close_block(count, style, out, depth);
-            out.push(']');
+            close_block(count, style, &mut printer.out, depth);
+            printer.out.push(']');
         }
         ValueKind::Map => {
             let mut entries = Vec::new();
@@ -183,15 +201,15 @@ fn json_into(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -
             if style.sort_keys {
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
             }
-            out.push('{');
+            printer.out.push('{');
             for (count, (key, item)) in entries.iter().enumerate() {
-                open_entry(count, style, out, depth + 1);
-                json_str(key, style.ensure_ascii, out);
-                out.push_str(&style.key_separator);
-                json_into(item, style, out, depth + 1)?;
+                open_entry(count, style, &mut printer.out, depth + 1);
+                json_str(key, style.ensure_ascii, &mut printer.out);
+                printer.out.push_str(&style.key_separator);
+                json_into(item, style, printer, depth + 1)?;
             }
-            close_block(entries.len(), style, out, depth);
-            out.push('}');
+            close_block(entries.len(), style, &mut printer.out, depth);
+            printer.out.push('}');
         }
         kind => {
             return Err(Error::new(
@@ -200,7 +218,7 @@ fn json_into(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -
             ));
         }
     }
-    Ok(())
+    printer.pay(before)
 }
 
 fn open_entry(count: usize, style: &JsonStyle, out: &mut String, depth: usize) {

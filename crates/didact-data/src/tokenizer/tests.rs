@@ -61,7 +61,10 @@ fn a_saved_tokenizer_comes_back_the_same() {
             assert_eq!(again.encode(&case.text).expect("encodes"), case.ids, "{name}: {:?}", case.text);
         }
         assert_eq!(again.eos_ids(), [2], "only the token of `tokenizer_config.json`");
-        assert_eq!((again.bos(), again.pad(), again.adds_bos()), (tokenizer.bos(), tokenizer.pad(), tokenizer.adds_bos()));
+        assert_eq!(
+            (again.bos(), again.pad(), again.adds_bos()),
+            (tokenizer.bos(), tokenizer.pad(), tokenizer.adds_bos())
+        );
         assert_eq!(again.template().map(|t| t.source()), tokenizer.template().map(|t| t.source()));
         again.save(dir.path().join("again")).expect("saves");
         for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
@@ -80,7 +83,7 @@ fn special_tokens_come_out_of_the_metadata() {
     let tool = tokenizer.token_id("<tool>").expect("an added token");
     assert!(tokenizer.is_added(tool) && !tokenizer.is_special(tool));
     assert!(!tokenizer.adds_bos() && open("llama-bpe").adds_bos());
-    assert_eq!(tokenizer.vocab_size(), 422);
+    assert_eq!(tokenizer.vocab_size(), 410);
     let template = tokenizer.template().expect("a template");
     let text = template.render(&[Message::new(Role::User, "Hi")], &[], &RenderOptions::default()).expect("renders");
     assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n");
@@ -152,7 +155,7 @@ fn unknown_pre_tokenizers_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut bytes = files::read(golden("smollm.gguf")).expect("golden file");
     let at = bytes.windows(6).position(|w| w == b"smollm").expect("the name is in the file");
-    bytes[at..at + 6].copy_from_slice(b"unheard".split_at(6).0);
+    bytes[at..at + 6].copy_from_slice(b"unhear");
     let path = dir.path().join("other.gguf");
     files::write_atomic(&path, &bytes).expect("writes");
     let error = Tokenizer::open(&path).expect_err("unknown").to_string();
