@@ -19,38 +19,41 @@ pub(super) struct Document {
     origin: String,
 }
 
-/// Spellings that other trainers use, by the table they stand in: `(table, spelling, our name)`.
-const ALIASES: &[(&str, &str, &str)] = &[
-    ("model", "model_name_or_path", "path"),
-    ("model", "base_model", "path"),
-    ("train", "lr", "learning_rate"),
-    ("train", "max_length", "max_seq_len"),
-    ("train", "sequence_len", "max_seq_len"),
-    ("train", "cutoff_len", "max_seq_len"),
-    ("train", "num_epochs", "epochs"),
-    ("train", "num_train_epochs", "epochs"),
-    ("train", "steps", "max_steps"),
-    ("train", "lr_scheduler_type", "lr_scheduler"),
-    ("train", "sample_packing", "packing"),
-    ("train", "global_batch_size", "batch_size"),
-    ("train.lora", "r", "rank"),
-    ("train.lora", "lora_r", "rank"),
-    ("train.lora", "lora_rank", "rank"),
-    ("train.lora", "lora_alpha", "alpha"),
-    ("train.lora", "lora_dropout", "dropout"),
-    ("train.lora", "lora_target_modules", "target_modules"),
-    ("train.lora", "lora_target", "target_modules"),
+/// Spellings that other trainers use and our key path; those below `train` are [`didact_train::config::ALIASES`].
+const ALIASES: &[(&str, &str)] = &[
+    ("model.model_name_or_path", "model.path"),
+    ("model.base_model", "model.path"),
+    ("model_name_or_path", "model.path"),
+    ("base_model", "model.path"),
 ];
 
-/// Keys of other trainers whose meaning depends on how they count; each is answered with what to write.
+/// Keys of other trainers that stand for something else here, wherever they are written, and what to write.
 const FOREIGN: &[(&str, &str)] = &[
-    ("per_device_train_batch_size", "write `train.batch_size`, the sequences per optimiser step all told (per device x devices x accumulation)"),
-    ("micro_batch_size", "write `train.batch_size`, the sequences per optimiser step all told (micro-batch x accumulation)"),
     ("bf16", "write `precision = \"bf16\"` at the top"),
     ("fp16", "write `precision = \"bf16\"` or `\"f32\"` at the top"),
     ("resume_from_checkpoint", "the same command continues an interrupted run by itself"),
     ("train_on_inputs", "write `data.train_on = \"all\"` or `\"assistant\"`"),
 ];
+
+/// The key path that a spelling stands for, if it is an alias.
+fn alias(spelled: &str) -> Option<String> {
+    if let Some((_, path)) = ALIASES.iter().find(|(alias, _)| *alias == spelled) {
+        return Some((*path).to_owned());
+    }
+    let below = spelled.strip_prefix("train.")?;
+    let (_, path) = didact_train::config::ALIASES.iter().find(|(alias, _)| *alias == below)?;
+    Some(join("train", path))
+}
+
+/// What to write instead of a key that means something else elsewhere.
+fn advice(spelled: &str) -> Option<String> {
+    let last = spelled.rsplit('.').next().unwrap_or(spelled);
+    if let Some((_, advice)) = FOREIGN.iter().find(|(key, _)| *key == last) {
+        return Some((*advice).to_owned());
+    }
+    let (_, instead) = didact_train::config::AMBIGUOUS.iter().find(|(key, _)| *key == last)?;
+    Some(format!("write {instead}"))
+}
 
 /// One table of the schema.
 #[derive(Clone, Copy)]
@@ -88,6 +91,11 @@ impl<'a> Schema<'a> {
         self.node.get("properties").and_then(Value::as_object)
     }
 
+    /// The field at a key path.
+    fn at(self, path: &str) -> Option<Self> {
+        path.split('.').try_fold(self, |table, name| table.field(name))
+    }
+
     fn field(self, name: &str) -> Option<Self> {
         let node = self.fields()?.get(name)?;
         Some(Self { root: self.root, node }.resolved())
@@ -101,119 +109,107 @@ impl Document {
             place: place(origin, text, error.span().map_or(0, |span| span.start)),
             message: error.message().to_owned(),
         })?;
-        let mut document =
-            Self { settings: Map::new(), places: BTreeMap::new(), origin: origin.to_owned() };
-        document.settings = document.table(table.get_ref(), text, "", Schema::new(schema))?;
+        let mut document = Self { settings: Map::new(), places: BTreeMap::new(), origin: origin.to_owned() };
+        document.table(table.get_ref(), text, "", Schema::new(schema))?;
         Ok(document)
     }
 
-    fn table(
-        &mut self,
-        table: &DeTable<'_>,
-        text: &str,
-        path: &str,
-        schema: Schema<'_>,
-    ) -> Result<Map<String, Value>, RecipeError> {
+    /// Takes up the keys of the table at `path`.
+    fn table(&mut self, table: &DeTable<'_>, text: &str, path: &str, schema: Schema<'_>) -> Result<(), RecipeError> {
         // In the order of the file, so that of two spellings the second is the one complained about.
         let mut entries: Vec<(&Spanned<_>, &Spanned<DeValue<'_>>)> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
-        let mut settings = Map::new();
         for (key, value) in entries {
-            let place = place(&self.origin, text, key.span().start);
-            let spelled = key.get_ref().as_ref();
-            let (name, field) = self.known(path, spelled, schema, &place)?;
-            let full = join(path, &name);
-            if let Some((first, first_place)) = self.places.get(&full) {
+            let here = place(&self.origin, text, key.span().start);
+            let spelled = join(path, key.get_ref().as_ref());
+            let (name, field) = known(&spelled, schema, &here)?;
+            if let (DeValue::Table(inner), Some(field)) = (value.get_ref(), field.filter(|f| f.fields().is_some())) {
+                self.places.entry(name.clone()).or_insert_with(|| (spelled.clone(), here.clone()));
+                self.assign(&name, None);
+                self.table(inner, text, &name, field)?;
+                continue;
+            }
+            if let Some((first, first_place)) = self.places.get(&name) {
                 return Err(RecipeError::Twice {
                     first: first.clone(),
                     first_place: Box::new(first_place.clone()),
-                    second: join(path, spelled),
-                    second_place: Box::new(place),
+                    second: spelled,
+                    second_place: Box::new(here),
                 });
             }
-            self.places.insert(full.clone(), (join(path, spelled), place));
-            let value = match (value.get_ref(), field) {
-                (DeValue::Table(inner), Some(field)) => Value::Object(self.table(inner, text, &full, field)?),
-                (other, _) => plain(other, &full, |message| RecipeError::Value {
-                    place: crate::recipe::document::place(&self.origin, text, value.span().start),
-                    key: full.clone(),
-                    message,
-                })?,
-            };
-            settings.insert(name, value);
+            let value_place = || place(&self.origin, text, value.span().start);
+            let plain = plain(value.get_ref(), &|message| RecipeError::Value {
+                place: value_place(),
+                key: spelled.clone(),
+                message,
+            })?;
+            self.places.insert(name.clone(), (spelled, here));
+            self.assign(&name, Some(plain));
         }
-        Ok(settings)
+        Ok(())
     }
 
-    /// The canonical name of a key, and its schema unless anything may stand there.
-    fn known<'a>(
-        &self,
-        table: &str,
-        spelled: &str,
-        schema: Schema<'a>,
-        place: &Place,
-    ) -> Result<(String, Option<Schema<'a>>), RecipeError> {
-        let Some(fields) = schema.fields() else { return Ok((spelled.to_owned(), None)) };
-        let alias = ALIASES.iter().find(|(t, s, _)| *t == table && *s == spelled).map(|(_, _, name)| *name);
-        let name = if fields.contains_key(spelled) { spelled } else { alias.unwrap_or(spelled) };
-        if let Some(field) = schema.field(name) {
-            return Ok((name.to_owned(), Some(field)));
+    /// Puts a value at a key path, making the tables on the way; without a value, makes the table itself.
+    fn assign(&mut self, path: &str, value: Option<Value>) {
+        let mut table = &mut self.settings;
+        let mut names = path.split('.').peekable();
+        while let Some(name) = names.next() {
+            if names.peek().is_none()
+                && let Some(value) = value
+            {
+                table.insert(name.to_owned(), value);
+                return;
+            }
+            let inner = table.entry(name).or_insert_with(|| Value::Object(Map::new()));
+            if !inner.is_object() {
+                *inner = Value::Object(Map::new());
+            }
+            let Value::Object(inner) = inner else { return };
+            table = inner;
         }
-        let key = join(table, spelled);
-        if let Some((_, advice)) = FOREIGN.iter().find(|(k, _)| *k == spelled) {
-            return Err(RecipeError::Foreign { place: place.clone(), key, advice });
-        }
-        Err(RecipeError::UnknownKey {
-            place: place.clone(),
-            nearest: nearest_key(table, spelled, schema),
-            key,
-            known: fields.keys().map(|k| join(table, k)).collect(),
-        })
     }
 
     /// Applies one `--set key.path=value`. The value is TOML; what is not TOML is a string.
     pub(super) fn set(&mut self, key: &str, value: &str, schema: &Value) -> Result<(), RecipeError> {
         let text = format!("{key}={value}");
-        let place = Place::Override(text.clone());
-        let refuse = |message: &str| RecipeError::Override { text: text.clone(), message: message.to_owned() };
-        let mut names = Vec::new();
-        let (mut path, mut spelled_path) = (String::new(), String::new());
+        let here = Place::Override(text.clone());
+        let key = key.trim().replace('-', "_");
+        if key.split('.').any(str::is_empty) {
+            let message = "the key is empty or has an empty part".to_owned();
+            return Err(RecipeError::Override { text, message });
+        }
         let mut schema = Some(Schema::new(schema));
+        let mut path = String::new();
         for part in key.split('.') {
-            if part.is_empty() {
-                return Err(refuse("the key is empty or has an empty part"));
-            }
-            let part = part.replace('-', "_");
-            let (name, field) = match schema {
-                Some(table) => self.known(&path, &part, table, &place)?,
-                None => (part.clone(), None),
+            let spelled = join(&path, part);
+            (path, schema) = match schema {
+                Some(table) => known(&spelled, table, &here)?,
+                None => (spelled, None),
             };
-            path = join(&path, &name);
-            spelled_path = join(&spelled_path, &part);
-            names.push(name);
-            schema = field;
         }
         let is_table = schema.is_some_and(|s| s.fields().is_some());
-        let value = parse_value(value);
-        let remove = is_table && matches!(&value, Value::Bool(false) | Value::Null)
-            || is_table && value.as_str().is_some_and(|v| v == "none");
-        let (last, tables) = names.split_last().expect("a key has at least one part");
-        let mut table = &mut self.settings;
-        for name in tables {
-            let inner = table.entry(name.clone()).or_insert_with(|| Value::Object(Map::new()));
-            let Value::Object(inner) = inner else { return Err(refuse("part of the key is a value, not a table")) };
-            table = inner;
-        }
+        let value = parse_value(value.trim());
         let below = format!("{path}.");
         self.places.retain(|known, _| !known.starts_with(&below));
-        if remove {
-            table.remove(last);
+        let switches_off = matches!(&value, Value::Bool(false)) || value.as_str().is_some_and(|v| v == "none");
+        if is_table && switches_off {
             self.places.remove(&path);
+            self.remove(&path);
         } else {
-            table.insert(last.clone(), value);
-            self.places.insert(path, (spelled_path, place));
+            self.assign(&path, Some(value));
+            self.places.insert(path, (key, here));
         }
         Ok(())
+    }
+
+    fn remove(&mut self, path: &str) {
+        let (tables, last) = path.rsplit_once('.').map_or(("", path), |(tables, last)| (tables, last));
+        let mut table = &mut self.settings;
+        for name in tables.split('.').filter(|name| !name.is_empty()) {
+            let Some(Value::Object(inner)) = table.get_mut(name) else { return };
+            table = inner;
+        }
+        table.remove(last);
     }
 
     /// Where a key, or else the nearest table around it, was written.
@@ -233,12 +229,12 @@ impl Document {
 
 /// The text of an override's value as TOML, or else as a string.
 fn parse_value(text: &str) -> Value {
-    let parsed = DeValue::parse(text).ok().and_then(|v| plain(v.get_ref(), "", |m| m).ok());
+    let parsed = DeValue::parse(text).ok().and_then(|v| plain(v.get_ref(), &|message| message).ok());
     parsed.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
 /// TOML to JSON.
-fn plain<E>(value: &DeValue<'_>, path: &str, refuse: impl Fn(String) -> E + Copy) -> Result<Value, E> {
+fn plain<E>(value: &DeValue<'_>, refuse: &dyn Fn(String) -> E) -> Result<Value, E> {
     Ok(match value {
         DeValue::String(s) => Value::String(s.to_string()),
         DeValue::Boolean(b) => Value::Bool(*b),
@@ -247,13 +243,13 @@ fn plain<E>(value: &DeValue<'_>, path: &str, refuse: impl Fn(String) -> E + Copy
             Value::from(parsed.map_err(|_| refuse(format!("`{}` does not fit 64 bits", i.as_str())))?)
         }
         DeValue::Float(f) => {
-            let parsed: f64 = f.as_str().replace('_', "").parse().map_err(|_| refuse(format!("`{}` is no number", f.as_str())))?;
+            let parsed: f64 = f.as_str().replace('_', "").parse().unwrap_or(f64::NAN);
             let number = serde_json::Number::from_f64(parsed);
             Value::Number(number.ok_or_else(|| refuse(format!("`{}` is not a finite number", f.as_str())))?)
         }
         DeValue::Datetime(d) => Value::String(d.to_string()),
         DeValue::Array(items) => {
-            let items: Result<Vec<Value>, E> = items.iter().map(|v| plain(v.get_ref(), path, refuse)).collect();
+            let items: Result<Vec<Value>, E> = items.iter().map(|v| plain(v.get_ref(), refuse)).collect();
             Value::Array(items?)
         }
         DeValue::Table(table) => {
@@ -261,10 +257,33 @@ fn plain<E>(value: &DeValue<'_>, path: &str, refuse: impl Fn(String) -> E + Copy
             entries.sort_by_key(|(key, _)| key.span().start);
             let mut object = Map::new();
             for (key, value) in entries {
-                object.insert(key.get_ref().to_string(), plain(value.get_ref(), path, refuse)?);
+                object.insert(key.get_ref().to_string(), plain(value.get_ref(), refuse)?);
             }
             Value::Object(object)
         }
+    })
+}
+
+/// The canonical key path of a spelling below the table of `schema`, and its schema unless anything may stand there.
+fn known<'a>(spelled: &str, schema: Schema<'a>, place: &Place) -> Result<(String, Option<Schema<'a>>), RecipeError> {
+    let Some(fields) = schema.fields() else { return Ok((spelled.to_owned(), None)) };
+    let (table, key) = spelled.rsplit_once('.').unwrap_or(("", spelled));
+    if let Some(field) = schema.field(key) {
+        return Ok((spelled.to_owned(), Some(field)));
+    }
+    if let Some(path) = alias(spelled)
+        && let Some(field) = Schema::new(schema.root).at(&path)
+    {
+        return Ok((path, Some(field)));
+    }
+    if let Some(advice) = advice(spelled) {
+        return Err(RecipeError::Foreign { place: place.clone(), key: spelled.to_owned(), advice });
+    }
+    Err(RecipeError::UnknownKey {
+        place: place.clone(),
+        nearest: nearest_key(table, key, schema),
+        key: spelled.to_owned(),
+        known: fields.keys().map(|k| join(table, k)).collect(),
     })
 }
 
@@ -280,20 +299,19 @@ fn place(origin: &str, text: &str, byte: usize) -> Place {
 }
 
 /// The known key most like the unknown one: in its own table first, then anywhere (the right key in the wrong table).
-fn nearest_key(table: &str, spelled: &str, schema: Schema<'_>) -> Option<String> {
-    let own: Vec<String> = schema.fields()?.keys().cloned().collect();
-    let aliases = ALIASES.iter().filter(|(t, _, _)| *t == table).map(|(_, spelling, _)| (*spelling).to_owned());
-    if let Some(name) = nearest(spelled, own.into_iter().chain(aliases)) {
+fn nearest_key(table: &str, key: &str, schema: Schema<'_>) -> Option<String> {
+    if let Some(name) = nearest(key, schema.fields()?.keys().cloned()) {
         return Some(join(table, &name));
     }
     let mut everywhere = Vec::new();
     collect(Schema::new(schema.root), "", &mut everywhere);
-    let aliased = ALIASES.iter().map(|(t, s, name)| (join(t, name), (*s).to_owned()));
-    let named = everywhere.into_iter().map(|path| {
-        let last = path.rsplit('.').next().unwrap_or(&path).to_owned();
-        (path, last)
-    });
-    named.chain(aliased).find(|(_, last)| last == spelled).map(|(path, _)| path)
+    let last = |path: &str| path.rsplit('.').next().unwrap_or(path) == key;
+    everywhere.into_iter().find(|path| last(path)).or_else(|| {
+        let spellings = ALIASES.iter().map(|(alias, path)| ((*alias).to_owned(), (*path).to_owned()));
+        let train =
+            didact_train::config::ALIASES.iter().map(|(alias, path)| (join("train", alias), join("train", path)));
+        spellings.chain(train).find(|(alias, _)| last(alias)).map(|(_, path)| path)
+    })
 }
 
 fn collect(schema: Schema<'_>, path: &str, into: &mut Vec<String>) {

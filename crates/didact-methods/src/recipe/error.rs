@@ -106,7 +106,7 @@ pub enum RecipeError {
         /// The key path.
         key: String,
         /// What to write instead.
-        advice: &'static str,
+        advice: String,
     },
     /// A value of the wrong kind, a missing one, or one that is out of range.
     #[error("{place}: `{key}`: {message}")]
@@ -116,6 +116,14 @@ pub enum RecipeError {
         /// The key path.
         key: String,
         /// What is wrong.
+        message: String,
+    },
+    /// A setting that its own part of the program refuses.
+    #[error("{place}: {message}")]
+    Setting {
+        /// Where.
+        place: Place,
+        /// What is wrong, naming the key.
         message: String,
     },
     /// An override that is not `key.path=value`.
@@ -144,7 +152,9 @@ impl Classify for RecipeError {
             }
             Self::NoRecipe { known, .. } => Some(format!("write, for example, `recipe = \"{}\"`", known.first()?)),
             Self::UnknownKey { known, nearest: None, .. } => Some(format!("known here: {}", known.join(", "))),
-            Self::Override { .. } => Some("write --set key.path=value, for example --set train.learning_rate=3e-4".into()),
+            Self::Override { .. } => {
+                Some("write --set key.path=value, for example --set train.learning_rate=3e-4".into())
+            }
             _ => None,
         }
     }

@@ -1,0 +1,246 @@
+//! What came of a run: `report.json`, and the same as tables.
+
+use crate::error::{MethodError, gigabytes};
+use crate::meter::Readings;
+use crate::pipeline::Pipeline;
+use crate::recipe::Recipe;
+use crate::stages::evaluate::{self, Metrics, Shown};
+use crate::stages::train::{self, Outcome};
+use crate::stages::{export, prepare, read_json};
+use didact_core::progress::Table;
+use didact_core::stage::StageOutcome;
+use didact_verify::Category;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Its name.
+    pub name: String,
+    /// Whether its artifact was there already.
+    pub skipped: bool,
+    /// Seconds this process spent on it.
+    pub seconds: f64,
+    /// Hash of everything the artifact depends on.
+    pub key: String,
+    /// Hash of the artifact.
+    pub content: String,
+}
+
+/// An answer to show, before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleReport {
+    /// What was asked.
+    pub request: String,
+    /// What the data says.
+    pub expected: String,
+    /// What the model said before training.
+    pub before: String,
+    /// And after.
+    pub after: String,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// The method.
+    pub recipe: String,
+    /// `done`.
+    pub status: String,
+    /// The stages, in order.
+    pub stages: Vec<StageReport>,
+    /// Measurements of the model as it came.
+    pub metrics_before: Metrics,
+    /// The same after training.
+    pub metrics_after: Metrics,
+    /// What training did.
+    pub training: Outcome,
+    /// What was trained on.
+    pub ledger: Value,
+    /// Predicted and measured memory and time.
+    pub readings: Readings,
+    /// Answers, before and after.
+    pub samples: Vec<SampleReport>,
+    /// The exported model, if one was written.
+    pub model_dir: Option<PathBuf>,
+    /// The exported adapter, if one was written.
+    pub adapter_dir: Option<PathBuf>,
+    /// Seconds of the process that finished the run.
+    pub wall_s: f64,
+}
+
+impl RunReport {
+    /// Puts the report together from the artifacts.
+    pub(crate) fn collect(
+        recipe: &Recipe,
+        run_dir: &Path,
+        outcomes: &[StageOutcome],
+        readings: Readings,
+        wall_s: f64,
+    ) -> Result<Self, MethodError> {
+        let directories: BTreeMap<&str, &Path> =
+            outcomes.iter().map(|o| (o.record.name.as_str(), o.directory.as_path())).collect();
+        let [before, after] = [evaluate::BEFORE, evaluate::AFTER].map(|name| directories[name]);
+        let shown: [Vec<Shown>; 2] =
+            [read_json(&before.join(evaluate::SAMPLES))?, read_json(&after.join(evaluate::SAMPLES))?];
+        let [first, second] = shown;
+        let samples = first.into_iter().zip(second).map(|(b, a)| SampleReport {
+            request: b.request,
+            expected: b.expected,
+            before: b.answer,
+            after: a.answer,
+        });
+        let exported = directories[export::NAME];
+        let existing = |name: &str| Some(exported.join(name)).filter(|dir| dir.is_dir());
+        Ok(Self {
+            run_dir: run_dir.to_owned(),
+            recipe: recipe.method().to_owned(),
+            status: "done".into(),
+            stages: outcomes.iter().map(StageReport::from).collect(),
+            metrics_before: read_json(&before.join(evaluate::METRICS))?,
+            metrics_after: read_json(&after.join(evaluate::METRICS))?,
+            training: read_json(&directories[train::NAME].join(train::OUTCOME))?,
+            ledger: read_json(&directories[prepare::NAME].join(prepare::LEDGER))?,
+            readings,
+            samples: samples.collect(),
+            model_dir: existing(export::MODEL),
+            adapter_dir: existing(export::ADAPTER),
+            wall_s,
+        })
+    }
+
+    /// The result as tables: scores, kinds of errors, losses, samples, cost.
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables = Vec::new();
+        let has = |name: &str| self.metrics_before.contains_key(name) && self.metrics_after.contains_key(name);
+        if has("held_out_tools/exact") {
+            tables.push(self.tool_scores());
+            tables.push(self.tool_errors());
+        }
+        tables.push(self.losses());
+        if !self.samples.is_empty() {
+            tables.push(self.sample_table());
+        }
+        tables.push(self.cost());
+        tables
+    }
+
+    fn both(&self, name: &str, show: impl Fn(f64) -> String) -> [String; 2] {
+        [&self.metrics_before, &self.metrics_after].map(|m| m.get(name).map_or_else(|| "-".to_owned(), |v| show(*v)))
+    }
+
+    fn tool_scores(&self) -> Table {
+        let mut rows = Vec::new();
+        for (set, label) in TOOL_SETS {
+            for (suffix, which) in [("", "all"), ("_easy", "easy"), ("_medium", "medium"), ("_hard", "hard")] {
+                let name = format!("{set}/exact{suffix}");
+                if self.metrics_after.contains_key(&name) {
+                    let [before, after] = self.both(&name, percent);
+                    rows.push(vec![label.to_owned(), which.to_owned(), before, after]);
+                }
+            }
+        }
+        Table { title: "right tool calls".into(), columns: strings(["requests for", "level", "before", "after"]), rows }
+    }
+
+    fn tool_errors(&self) -> Table {
+        let rows = Category::ALL
+            .iter()
+            .map(|category| {
+                let mut row = vec![category.as_str().to_owned()];
+                for (set, _) in TOOL_SETS {
+                    row.extend(self.both(&format!("{set}/{}", category.as_str()), percent));
+                }
+                row
+            })
+            .collect();
+        let columns =
+            strings(["answers that are", "held-out: before", "held-out: after", "trained: before", "trained: after"]);
+        Table { title: "what is wrong with the others".into(), columns, rows }
+    }
+
+    fn losses(&self) -> Table {
+        let mut rows = Vec::new();
+        for (name, label) in [("held_out", "held-out rows"), ("plain_text", "plain English")] {
+            for (metric, digits) in [("loss", 4), ("perplexity", 2)] {
+                let name = format!("{name}/{metric}");
+                if self.metrics_after.contains_key(&name) {
+                    let [before, after] = self.both(&name, |v| format!("{v:.digits$}"));
+                    rows.push(vec![label.to_owned(), metric.to_owned(), before, after]);
+                }
+            }
+        }
+        Table {
+            title: "loss (nats per token) and perplexity".into(),
+            columns: strings(["text", "", "before", "after"]),
+            rows,
+        }
+    }
+
+    fn sample_table(&self) -> Table {
+        let rows = self
+            .samples
+            .iter()
+            .map(|s| [&s.request, &s.expected, &s.before, &s.after].map(|text| shortened(text)).to_vec());
+        Table {
+            title: "answers".into(),
+            columns: strings(["request", "expected", "before", "after"]),
+            rows: rows.collect(),
+        }
+    }
+
+    fn cost(&self) -> Table {
+        let Readings { predicted_memory_bytes, peak_memory_bytes, predicted_train_s, train_s, .. } = &self.readings;
+        let memory = |bytes: &Option<u64>| bytes.map_or_else(|| "-".to_owned(), gigabytes);
+        let seconds = |s: &Option<f64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s:.0} s"));
+        let rows = vec![
+            vec!["peak memory".into(), memory(predicted_memory_bytes), memory(peak_memory_bytes)],
+            vec!["training".into(), seconds(predicted_train_s), seconds(train_s)],
+            vec!["whole run".into(), "-".into(), seconds(&Some(self.wall_s))],
+        ];
+        Table { title: "cost".into(), columns: strings(["", "predicted", "measured"]), rows }
+    }
+}
+
+const TOOL_SETS: [(&str, &str); 2] = [("held_out_tools", "tools never trained on"), ("trained_tools", "trained tools")];
+
+/// Characters of a text shown in a table.
+const SHOWN_CHARACTERS: usize = 100;
+
+fn shortened(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+fn strings<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
+}
+
+impl From<&StageOutcome> for StageReport {
+    fn from(outcome: &StageOutcome) -> Self {
+        Self {
+            name: outcome.record.name.clone(),
+            skipped: outcome.is_skipped,
+            seconds: outcome.seconds,
+            key: outcome.record.key.to_string(),
+            content: outcome.record.content.to_string(),
+        }
+    }
+}
+
+/// The stage that an error most likely belongs to: the first whose artifact is not there.
+pub(crate) fn failing_stage(pipeline: &Pipeline, finished: usize) -> String {
+    pipeline.stages.get(finished).map_or_else(|| "report".to_owned(), |stage| stage.name().to_owned())
+}

@@ -1,0 +1,371 @@
+//! Stages `evaluate-before` and `evaluate-after`: the same measurements on the same data, before and after training.
+//!
+//! Writes `metrics.json`, `answers.jsonl` (every judged answer) and `samples.json` (answers to show).
+
+use super::{prepare, read_jsonl, toolworld, train, write_json, write_jsonl};
+use crate::error::MethodError;
+use crate::meter::Meter;
+use crate::model_source::ModelHandle;
+use crate::recipe::{EvalSettings, GenerateSettings};
+use didact_core::example::{Example, SourcedExample};
+use didact_core::generate::{Generator, Prompt, Request, Sampling};
+use didact_core::message::{Message, Role};
+use didact_core::progress::Table;
+use didact_core::stage::{Stage, StageContext, StageError, StageInput};
+use didact_core::verdict::{Item, Verdict, Verifier};
+use didact_data::template::RenderOptions;
+use didact_infer::{EngineWeights, LocalGenerator, Options};
+use didact_model::Decoder;
+use didact_train::evaluate_loss;
+use didact_verify::{Category, ToolCallVerifier};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Kind of the stage.
+pub const KIND: &str = "evaluate";
+/// Name of the stage that measures the model as it came.
+pub const BEFORE: &str = "evaluate-before";
+/// Name of the stage that measures it after training.
+pub const AFTER: &str = "evaluate-after";
+/// Metric names and values.
+pub const METRICS: &str = "metrics.json";
+/// Judged answers.
+pub const ANSWERS: &str = "answers.jsonl";
+/// Answers to show.
+pub const SAMPLES: &str = "samples.json";
+
+/// Sequences that are written at a time.
+pub(crate) const STREAMS: usize = 32;
+/// Words of a document that a continuation is asked for.
+const OPENING_WORDS: usize = 24;
+
+/// Metrics by name.
+pub type Metrics = BTreeMap<String, f64>;
+
+/// Where requests come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requests {
+    /// The test sets of the stage [`toolworld`], judged.
+    Tools,
+    /// Held-out rows of the user's data, shown and not judged.
+    Rows,
+}
+
+/// A judged answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JudgedAnswer {
+    /// Which test set.
+    pub set: String,
+    /// Number within the set, from 1.
+    pub index: usize,
+    /// How hard the request is.
+    pub level: String,
+    /// The tool it is about.
+    pub tool: String,
+    /// The request.
+    pub request: String,
+    /// The right answer.
+    pub expected: String,
+    /// The model's answer.
+    pub answer: String,
+    /// What is wrong with it.
+    pub verdict: Verdict,
+}
+
+/// An answer to show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// What was asked.
+    pub request: String,
+    /// What the data says.
+    pub expected: String,
+    /// What the model says.
+    pub answer: String,
+}
+
+/// Measures the model.
+#[derive(Debug, Clone)]
+pub struct EvaluateStage {
+    /// [`BEFORE`] or [`AFTER`].
+    pub name: &'static str,
+    /// The model as it came.
+    pub model: ModelHandle,
+    /// What is asked.
+    pub requests: Requests,
+    /// How answers are made.
+    pub generate: GenerateSettings,
+    /// How losses are measured.
+    pub eval: EvalSettings,
+    /// Tokens per row of held-out data.
+    pub row_len: usize,
+    /// Refuses what does not fit in memory.
+    pub meter: Arc<Meter>,
+}
+
+impl EvaluateStage {
+    fn is_after(&self) -> bool {
+        self.name == AFTER
+    }
+
+    fn work(&self, context: &StageContext<'_>) -> Result<(), MethodError> {
+        self.meter.check_running(self.model.config(), STREAMS, self.row_len + self.generate.max_tokens)?;
+        let decoder =
+            if self.is_after() { self.model.trained(context.input(train::NAME))? } else { self.model.decoder()? };
+        let mut metrics = Metrics::new();
+        self.losses(context, &decoder, &mut metrics)?;
+        let weights = EngineWeights::from_decoder(&decoder);
+        drop(decoder);
+        let options = Options { precision: self.model.precision(), max_streams: STREAMS, ..Options::default() };
+        let generator = LocalGenerator::new(weights, Arc::clone(self.model.tokenizer()), options)?;
+        let samples = match &self.requests {
+            Requests::Tools => {
+                let answers = self.tools(context, &generator, &mut metrics)?;
+                write_jsonl(&context.work_dir.join(ANSWERS), &answers)?;
+                self.chosen(&answers)
+            }
+            Requests::Rows => {
+                let rows: Vec<SourcedExample> = read_jsonl(&context.input(prepare::NAME).join(prepare::SAMPLE_ROWS))?;
+                self.continuations(context, &generator, &rows)?
+            }
+        };
+        write_json(&context.work_dir.join(SAMPLES), &samples)?;
+        write_json(&context.work_dir.join(METRICS), &metrics)?;
+        context.reporter.table(&table(self.name, &metrics));
+        Ok(())
+    }
+
+    fn losses(&self, context: &StageContext<'_>, decoder: &Decoder, metrics: &mut Metrics) -> Result<(), MethodError> {
+        let prepared = context.input(prepare::NAME);
+        let sets: [(&str, PathBuf, usize); 2] = [
+            ("held_out", prepared.join(prepare::HELD_OUT), self.row_len),
+            ("plain_text", prepared.join(prepare::PLAIN_TEXT), prepare::PLAIN_TEXT_ROW),
+        ];
+        for (name, dir, row_len) in sets {
+            let row_len = row_len.min(self.model.config().max_position_embeddings);
+            let Some(set) = prepare::measuring_set(dir, row_len, self.eval.batch_size)? else { continue };
+            let loss = evaluate_loss(decoder, &set, 1, &context.cancel)?;
+            let Some(loss) = loss else { return Err(self.stopped(context)) };
+            metrics.insert(format!("{name}/loss"), loss.nats_per_token);
+            metrics.insert(format!("{name}/perplexity"), loss.perplexity());
+            context.reporter.count(self.name, &format!("{name} tokens"), loss.tokens, Some(loss.tokens));
+        }
+        Ok(())
+    }
+
+    fn stopped(&self, context: &StageContext<'_>) -> MethodError {
+        MethodError::Stopped { run_dir: context.run.root().to_owned() }
+    }
+
+    /// Asks every request of the test sets and judges the answers.
+    fn tools(
+        &self,
+        context: &StageContext<'_>,
+        generator: &LocalGenerator,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<JudgedAnswer>, MethodError> {
+        let mut judged = Vec::new();
+        for (set, file) in [("held_out_tools", toolworld::HELD_OUT), ("trained_tools", toolworld::TRAINED)] {
+            let rows: Vec<toolworld::Row> = read_jsonl(&context.input(toolworld::NAME).join(file))?;
+            let prompts: Vec<String> =
+                rows.iter().map(|row| self.prompt(&row.messages)).collect::<Result<_, MethodError>>()?;
+            let answers = self.answers(context, generator, set, prompts)?;
+            let last = |row: &toolworld::Row| row.messages.last().map(|m| m.content.clone()).unwrap_or_default();
+            let items: Vec<Item> = rows
+                .iter()
+                .enumerate()
+                .map(|(i, row)| Item { id: format!("{set}-{}", i + 1), prompt: user(row), reference: json!(last(row)) })
+                .collect();
+            let pairs: Vec<(&Item, &str)> = items.iter().zip(answers.iter().map(String::as_str)).collect();
+            let mut verdicts = vec![None; pairs.len()];
+            ToolCallVerifier
+                .verify(&pairs, &mut |i, verdict| verdicts[i] = Some(verdict), &context.cancel)
+                .expect("comparing text needs nothing that could be missing");
+            let first = judged.len();
+            for (i, ((row, answer), verdict)) in rows.iter().zip(&answers).zip(verdicts).enumerate() {
+                let Some(verdict) = verdict else { return Err(self.stopped(context)) };
+                judged.push(JudgedAnswer {
+                    set: set.into(),
+                    index: i + 1,
+                    level: row.level.clone(),
+                    tool: row.tool.clone(),
+                    request: user(row),
+                    expected: last(row),
+                    answer: answer.clone(),
+                    verdict,
+                });
+            }
+            count(set, &judged[first..], metrics);
+        }
+        Ok(judged)
+    }
+
+    /// The template's text up to where the answer begins.
+    fn prompt(&self, messages: &[Message]) -> Result<String, MethodError> {
+        let is_answer = messages.last().is_some_and(|m| m.role == Role::Assistant);
+        let asked = &messages[..messages.len() - usize::from(is_answer)];
+        let template = self
+            .model
+            .tokenizer()
+            .template()
+            .ok_or_else(|| didact_data::DataError::NoTemplate { model: self.model.name().to_owned() })?;
+        Ok(template.render(asked, &[], &RenderOptions::default().with_generation_prompt())?)
+    }
+
+    /// Greedy answers, in the order of the prompts.
+    fn answers(
+        &self,
+        context: &StageContext<'_>,
+        generator: &LocalGenerator,
+        set: &str,
+        prompts: Vec<String>,
+    ) -> Result<Vec<String>, MethodError> {
+        let sampling = Sampling { max_tokens: self.generate.max_tokens, ..Sampling::default() };
+        let requests: Vec<Request> = prompts
+            .into_iter()
+            .map(|text| Request { prompt: Prompt::Text(text), sampling: sampling.clone() })
+            .collect();
+        let total = requests.len() as u64;
+        let mut done = 0;
+        let mut answers = vec![None; requests.len()];
+        generator.generate(
+            &requests,
+            &mut |index, answer| {
+                answers[index] = Some(answer);
+                done += 1;
+                context.reporter.count(self.name, set, done, Some(total));
+            },
+            &context.cancel,
+        )?;
+        if context.cancel.is_cancelled() {
+            return Err(self.stopped(context));
+        }
+        let mut texts = Vec::with_capacity(answers.len());
+        for (index, answer) in answers.into_iter().enumerate() {
+            let Some(answer) = answer else { return Err(self.stopped(context)) };
+            let completion =
+                answer.map_err(|source| MethodError::Request { set: set.into(), index: index + 1, source })?;
+            texts.push(completion.answers.into_iter().next().map(|a| a.text).unwrap_or_default());
+        }
+        Ok(texts)
+    }
+
+    /// The first answers of the held-out set and of the other, in turn.
+    fn chosen(&self, answers: &[JudgedAnswer]) -> Vec<Shown> {
+        let of = |set: &'static str| answers.iter().filter(move |a| a.set == set);
+        let mixed = of("held_out_tools").zip(of("trained_tools")).flat_map(|(a, b)| [a, b]);
+        let show = |a: &JudgedAnswer| Shown {
+            request: a.request.clone(),
+            expected: a.expected.clone(),
+            answer: a.answer.clone(),
+        };
+        mixed.take(self.generate.samples).map(show).collect()
+    }
+
+    /// Greedy answers to rows of the user's data.
+    fn continuations(
+        &self,
+        context: &StageContext<'_>,
+        generator: &LocalGenerator,
+        rows: &[SourcedExample],
+    ) -> Result<Vec<Shown>, MethodError> {
+        let mut shown = Vec::new();
+        let mut prompts = Vec::new();
+        for row in rows.iter().take(self.generate.samples) {
+            let (request, expected, prompt) = match &row.example {
+                Example::Chat { messages, .. } => {
+                    let Some(answer) = messages.iter().rposition(|m| m.role == Role::Assistant) else { continue };
+                    let prompt = self.prompt(&messages[..=answer])?;
+                    let asked = messages[..answer].iter().rev().find(|m| m.role == Role::User);
+                    (asked.map(|m| m.content.clone()).unwrap_or_default(), messages[answer].content.clone(), prompt)
+                }
+                Example::Completion { prompt, completion } => (prompt.clone(), completion.clone(), prompt.clone()),
+                Example::Text { text } => {
+                    let (opening, rest) = opening(text);
+                    (opening.clone(), rest, opening)
+                }
+            };
+            if prompt.trim().is_empty() {
+                continue;
+            }
+            shown.push(Shown { request, expected, answer: String::new() });
+            prompts.push(prompt);
+        }
+        let answers = self.answers(context, generator, "samples", prompts)?;
+        for (sample, answer) in shown.iter_mut().zip(answers) {
+            sample.answer = answer;
+        }
+        Ok(shown)
+    }
+}
+
+/// The first words of a document, and as many more.
+fn opening(text: &str) -> (String, String) {
+    let words: Vec<&str> = text.split_whitespace().take(2 * OPENING_WORDS).collect();
+    let (first, rest) = words.split_at(words.len() / 2);
+    (first.join(" "), rest.join(" "))
+}
+
+fn user(row: &toolworld::Row) -> String {
+    row.messages.iter().find(|m| m.role == Role::User).map(|m| m.content.clone()).unwrap_or_default()
+}
+
+/// Counts answers by category and by level, as shares of their set.
+fn count(set: &str, answers: &[JudgedAnswer], metrics: &mut Metrics) {
+    let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+    for category in Category::ALL {
+        let part = answers.iter().filter(|a| a.verdict.category == category.as_str()).count();
+        metrics.insert(format!("{set}/{}", category.as_str()), share(part, answers.len()));
+    }
+    for level in ["easy", "medium", "hard"] {
+        let of_level: Vec<&JudgedAnswer> = answers.iter().filter(|a| a.level == level).collect();
+        if !of_level.is_empty() {
+            let right = of_level.iter().filter(|a| a.verdict.is_right()).count();
+            metrics.insert(format!("{set}/exact_{level}"), share(right, of_level.len()));
+        }
+    }
+}
+
+fn table(name: &str, metrics: &Metrics) -> Table {
+    let rows = metrics.iter().map(|(name, value)| vec![name.clone(), format!("{value:.4}")]).collect();
+    Table { title: name.to_owned(), columns: vec!["metric".into(), "value".into()], rows }
+}
+
+impl Stage for EvaluateStage {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "generate": self.generate, "eval": self.eval, "row_len": self.row_len })
+    }
+
+    fn inputs(&self) -> Vec<StageInput> {
+        let mut inputs = vec![
+            StageInput::Stage(prepare::NAME.into()),
+            StageInput::Content { label: "model".into(), digest: self.model.digest() },
+            StageInput::Content { label: "tokenizer".into(), digest: self.model.tokenizer_digest() },
+        ];
+        if self.requests == Requests::Tools {
+            inputs.push(StageInput::Stage(toolworld::NAME.into()));
+        }
+        if self.is_after() {
+            inputs.push(StageInput::Stage(train::NAME.into()));
+        }
+        inputs
+    }
+
+    fn run(&self, context: &StageContext<'_>) -> Result<(), StageError> {
+        self.work(context).map_err(MethodError::into_stage_error)
+    }
+}

@@ -1,0 +1,85 @@
+//! Stage `export`: what is taken elsewhere. `model/` is a directory that Python's `transformers` loads, `adapter/` one that
+//! `peft` loads; both carry the tokenizer.
+
+use super::train;
+use crate::error::MethodError;
+use crate::model_source::ModelHandle;
+use crate::recipe::{ExportDtype, ExportSettings};
+use didact_core::files;
+use didact_core::stage::{Stage, StageContext, StageError, StageInput};
+use didact_model::Dtype;
+use didact_model::export::save_model;
+use serde_json::Value;
+
+/// Name and kind of the stage.
+pub const NAME: &str = "export";
+/// The whole model.
+pub const MODEL: &str = "model";
+/// The adapter alone.
+pub const ADAPTER: &str = "adapter";
+
+/// Writes the trained model for use elsewhere.
+#[derive(Debug, Clone)]
+pub struct ExportStage {
+    /// The model before training.
+    pub model: ModelHandle,
+    /// What to write.
+    pub settings: ExportSettings,
+}
+
+impl ExportStage {
+    fn work(&self, context: &StageContext<'_>) -> Result<(), MethodError> {
+        let trained = context.input(train::NAME);
+        if self.settings.model {
+            let decoder = self.model.trained(trained)?;
+            let dtype = match self.settings.dtype {
+                ExportDtype::F32 => Dtype::F32,
+                ExportDtype::Bf16 => Dtype::Bf16,
+                ExportDtype::F16 => Dtype::F16,
+            };
+            let dir = context.work_dir.join(MODEL);
+            save_model(&dir, self.model.config(), decoder.merged(), dtype)?;
+            self.model.tokenizer().save(&dir)?;
+        }
+        let adapter = trained.join(train::ADAPTER);
+        if self.settings.adapter && adapter.is_dir() {
+            let dir = context.work_dir.join(ADAPTER);
+            files::create_dir_all(&dir)?;
+            for file in files::list_dir(&adapter)? {
+                files::copy_atomic(&file, dir.join(file.file_name().unwrap_or_default()))?;
+            }
+            self.model.tokenizer().save(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+impl Stage for ExportStage {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn kind(&self) -> &'static str {
+        NAME
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::to_value(&self.settings).expect("settings are plain data")
+    }
+
+    fn inputs(&self) -> Vec<StageInput> {
+        vec![
+            StageInput::Stage(train::NAME.into()),
+            StageInput::Content { label: "model".into(), digest: self.model.digest() },
+            StageInput::Content { label: "tokenizer".into(), digest: self.model.tokenizer_digest() },
+        ]
+    }
+
+    fn run(&self, context: &StageContext<'_>) -> Result<(), StageError> {
+        self.work(context).map_err(MethodError::into_stage_error)
+    }
+}

@@ -1,0 +1,324 @@
+//! Whole runs of every named recipe on a model of toy size, through the public functions that the program calls.
+
+use didact_core::cancel::Cancel;
+use didact_core::fault::{Classify, Fault};
+use didact_core::files;
+use didact_core::progress::{Reporter, Silent, Table};
+use didact_data::train::{TokenizerKind, TokenizerSettings, train_tokenizer};
+use didact_methods::{Env, MethodError, Recipe, RunOptions, RunReport, load_recipe, plan, run};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+#[derive(Debug, thiserror::Error)]
+#[error("no model is named like that")]
+struct Unknown;
+
+impl Classify for Unknown {
+    fn fault(&self) -> Fault {
+        Fault::Input
+    }
+}
+
+fn nowhere(_: &str) -> Result<PathBuf, Box<dyn Classify>> {
+    Err(Box::new(Unknown))
+}
+
+fn unknown() -> Option<u64> {
+    None
+}
+
+fn options<'a>(dir: &Path, reporter: &'a dyn Reporter) -> RunOptions<'a> {
+    RunOptions {
+        run_dir: Some(dir.to_owned()),
+        fresh: false,
+        force: false,
+        env: Env { version: "test", threads: 1, resolve_model: &nowhere, free_memory: &unknown, peak_memory: &unknown },
+        cancel: Cancel::new(),
+        reporter,
+    }
+}
+
+fn recipe(name: &str, overrides: &[(&str, &str)]) -> Recipe {
+    let overrides: Vec<(String, String)> = overrides.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    load_recipe(name, &overrides).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn finished(recipe: &Recipe, options: &RunOptions<'_>) -> RunReport {
+    run(recipe, options).unwrap_or_else(|e| panic!("{e}; {:?}", e.hint()))
+}
+
+/// Rows of the tiny model's embedding; the tokenizer has at most as many tokens.
+const VOCABULARY: usize = 400;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}\
+                        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// Makes a tokenizer with a chat template in `dir`.
+fn tokenizer(dir: &Path) -> PathBuf {
+    let at = dir.join("tokenizer");
+    if !at.exists() {
+        let texts = (0..200).map(|i| format!("sentence number {i} says that {i} is a number . answer with one call"));
+        let mut settings = TokenizerSettings::new(TokenizerKind::Bpe, VOCABULARY);
+        settings.special_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned).to_vec();
+        settings.eos_token = Some("<|im_end|>".into());
+        let tokenizer = train_tokenizer(texts, &settings).expect("enough text");
+        let tokenizer = tokenizer.with_template(TEMPLATE, "test").expect("a template");
+        tokenizer.save(&at).expect("writable");
+    }
+    at
+}
+
+/// A recipe that trains a tiny model from scratch on a text file in `dir`.
+fn pretraining(dir: &Path, more: &[(&str, &str)]) -> Recipe {
+    let text: Vec<String> = (0..120).map(|i| format!("sentence number {i} says that {i} is a number .")).collect();
+    let path = dir.join("notes.txt");
+    files::write_atomic(&path, text.join("\n").as_bytes()).expect("a fixture");
+    let toml = format!(
+        r#"
+recipe = "continue-pretraining-text"
+precision = "f32"
+[model]
+tokenizer = "{}"
+[model.config]
+model_type = "llama"
+vocab_size = {VOCABULARY}
+hidden_size = 16
+intermediate_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+max_position_embeddings = 512
+rms_norm_eps = 1e-5
+tie_word_embeddings = true
+hidden_act = "silu"
+rope_theta = 10000.0
+[data]
+path = "{}"
+[train]
+max_steps = 8
+batch_size = 4
+gradient_accumulation_steps = 2
+learning_rate = 1e-2
+max_seq_len = 64
+packing = "concat"
+save_steps = 3
+[generate]
+max_tokens = 4
+samples = 1
+[eval]
+plain_text = false
+[export]
+dtype = "f32"
+"#,
+        tokenizer(dir).display(),
+        path.display()
+    );
+    let file = dir.join("mine.toml");
+    files::write_atomic(&file, toml.as_bytes()).expect("a fixture");
+    recipe(&file.display().to_string(), more)
+}
+
+/// A tiny model as a Hugging Face directory.
+fn tiny_model(dir: &Path) -> PathBuf {
+    let report = finished(&pretraining(dir, &[]), &options(&dir.join("pretraining"), &Silent));
+    report.model_dir.expect("models are exported by default")
+}
+
+/// Remembers tables' titles.
+#[derive(Default)]
+struct Titles(Mutex<Vec<String>>);
+
+impl Reporter for Titles {
+    fn table(&self, table: &Table) {
+        self.0.lock().expect("nobody panicked").push(table.title.clone());
+    }
+}
+
+#[test]
+fn pretraining_from_scratch_lowers_held_out_loss_and_is_not_repeated() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = pretraining(dir.path(), &[]);
+    let at = dir.path().join("run");
+    let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!at.exists(), "planning writes nothing");
+    assert_eq!(planned.steps, 8);
+    assert!(planned.stages.iter().all(|s| !s.skipped) && !planned.finished);
+
+    let report = finished(&recipe, &options(&at, &Silent));
+    let loss = |m: &didact_methods::stages::evaluate::Metrics| m["held_out/loss"];
+    assert!(loss(&report.metrics_after) < 0.8 * loss(&report.metrics_before), "{report:?}");
+    assert!(at.join("report.json").is_file());
+    let names: Vec<&str> = report.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["prepare", "evaluate-before", "train", "export", "evaluate-after"]);
+
+    let again = finished(&recipe, &options(&at, &Silent));
+    assert_eq!(again, report, "a finished run gives its report");
+    let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
+    assert!(planned.finished && planned.stages.iter().all(|s| s.skipped));
+
+    let other = pretraining(dir.path(), &[("train.max_steps", "9")]);
+    for error in [
+        run(&other, &options(&at, &Silent)).expect_err("another run"),
+        plan(&other, &options(&at, &Silent)).expect_err("another run"),
+    ] {
+        assert_eq!(error.fault(), Fault::Input, "{error}");
+        assert!(error.to_string().contains("holds another run"), "{error}");
+    }
+}
+
+#[test]
+fn the_same_recipe_gives_the_same_artifacts_elsewhere() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = pretraining(dir.path(), &[]);
+    let contents = |at: &str| -> Vec<String> {
+        let report = finished(&recipe, &options(&dir.path().join(at), &Silent));
+        report.stages.into_iter().map(|s| s.content).collect()
+    };
+    assert_eq!(contents("one"), contents("two"));
+}
+
+#[test]
+fn sft_trains_an_adapter_on_chats_and_exports_model_and_adapter() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    let rows: Vec<String> = (0..40)
+        .map(|i| {
+            format!(
+                r#"{{"messages": [{{"role": "user", "content": "say {i}"}}, {{"role": "assistant", "content": "number {i}"}}]}}"#
+            )
+        })
+        .collect();
+    let path = dir.path().join("chats.jsonl");
+    files::write_atomic(&path, rows.join("\n").as_bytes()).expect("a fixture");
+    let overrides = [
+        ("model.path", model.to_str().expect("utf-8")),
+        ("data.path", path.to_str().expect("utf-8")),
+        ("precision", "f32"),
+        ("train.max_steps", "4"),
+        ("train.batch_size", "4"),
+        ("train.gradient_accumulation_steps", "1"),
+        ("train.max_seq_len", "128"),
+        ("train.lora.rank", "2"),
+        ("generate.max_tokens", "4"),
+        ("eval.plain_text", "false"),
+    ];
+    let titles = Titles::default();
+    let report = finished(&recipe("sft", &overrides), &options(&dir.path().join("run"), &titles));
+    assert!(report.metrics_after["held_out/loss"] < report.metrics_before["held_out/loss"], "{report:?}");
+    let adapter = report.adapter_dir.clone().expect("an adapter was trained");
+    for file in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"] {
+        assert!(adapter.join(file).is_file(), "{file}");
+    }
+    let exported = report.model_dir.clone().expect("the model is exported too");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(exported.join(file).is_file(), "{file}");
+    }
+    assert_eq!(report.samples.len(), 2, "5 % of 40 rows are held out and shown");
+    assert_eq!(report.ledger["sources"]["chats.jsonl"]["examples"], 38);
+    let titles = titles.0.lock().expect("nobody panicked");
+    assert!(titles.iter().any(|t| t.contains("loss")), "{titles:?}");
+}
+
+#[test]
+fn quickstart_runs_on_a_tiny_model() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    let overrides = [
+        ("model.path", model.to_str().expect("utf-8")),
+        ("precision", "f32"),
+        ("toolworld.train_examples", "16"),
+        ("toolworld.test_examples", "6"),
+        ("train.max_steps", "2"),
+        ("train.batch_size", "4"),
+        ("train.max_seq_len", "400"),
+        ("train.lora.rank", "2"),
+        ("generate.max_tokens", "4"),
+        ("eval.plain_text", "false"),
+    ];
+    let recipe = recipe("quickstart", &overrides);
+    let at = dir.path().join("run");
+    let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(planned.steps, 2);
+    let report = finished(&recipe, &options(&at, &Silent));
+    for set in ["held_out_tools", "trained_tools"] {
+        let categories = ["exact", "format", "tool", "argument_name", "missing", "extra", "value"];
+        let sum: f64 = categories.iter().map(|c| report.metrics_after[&format!("{set}/{c}")]).sum();
+        assert!((sum - 1.0).abs() < 1e-12, "every answer has one category");
+    }
+    let titles: Vec<String> = report.tables().into_iter().map(|t| t.title).collect();
+    assert_eq!(titles[0], "right tool calls");
+    let answers = files::read_to_string(at.join("stages/06-evaluate-after/answers.jsonl")).expect("judged answers");
+    assert_eq!(answers.lines().count(), 12);
+}
+
+#[test]
+fn a_stop_is_no_failure_and_the_same_call_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = pretraining(dir.path(), &[]);
+    let at = dir.path().join("run");
+    /// Asks for a stop after the third step.
+    struct Stopper(Cancel);
+    impl Reporter for Stopper {
+        fn step(&self, report: &didact_core::progress::StepReport) {
+            if report.step == 3 {
+                self.0.cancel();
+            }
+        }
+    }
+    let cancel = Cancel::new();
+    let stopper = Stopper(cancel.clone());
+    let mut stopped = options(&at, &stopper);
+    stopped.cancel = cancel;
+    let error = run(&recipe, &stopped).expect_err("stopped");
+    assert!(matches!(error, MethodError::Stopped { .. }), "{error}");
+    assert_eq!(error.fault(), Fault::Stopped);
+    let report = finished(&recipe, &options(&at, &Silent));
+    let straight = finished(&recipe, &options(&dir.path().join("straight"), &Silent));
+    let contents = |r: &RunReport| r.stages.iter().map(|s| s.content.clone()).collect::<Vec<_>>();
+    assert_eq!(contents(&report), contents(&straight), "stopping changes no bit");
+}
+
+#[test]
+fn too_little_memory_is_refused_before_loading() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = pretraining(dir.path(), &[]);
+    let none = || Some(1000);
+    let mut poor = options(&dir.path().join("run"), &Silent);
+    poor.env.free_memory = &none;
+    for error in [plan(&recipe, &poor).expect_err("refused"), run(&recipe, &poor).expect_err("refused")] {
+        assert_eq!(error.fault(), Fault::Input, "{error}");
+        assert!(error.to_string().contains("of memory, and 0.00 GB are free"), "{error}");
+    }
+    poor.force = true;
+    assert!(plan(&recipe, &poor).is_ok());
+}
+
+#[test]
+fn a_model_that_nobody_knows_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = recipe("quickstart", &[]);
+    let error = run(&recipe, &options(&dir.path().join("run"), &Silent)).expect_err("unknown");
+    assert_eq!(error.to_string(), "cannot get the model `smollm2-135m-instruct`: no model is named like that");
+}
+
+#[test]
+fn a_bad_row_stops_the_run_by_name_or_is_skipped_and_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let _ = pretraining(dir.path(), &[]);
+    let rows: Vec<String> = (0..30)
+        .map(|i| if i == 11 { "{\"text\": 3}".into() } else { format!("{{\"text\": \"the row with number {i}\"}}") })
+        .collect();
+    let path = dir.path().join("rows.jsonl");
+    files::write_atomic(&path, rows.join("\n").as_bytes()).expect("a fixture");
+    let data = ("data.path", path.to_str().expect("utf-8"));
+    let error = run(&pretraining(dir.path(), &[data]), &options(&dir.path().join("a"), &Silent)).expect_err("bad");
+    assert_eq!(error.fault(), Fault::Input);
+    assert!(error.to_string().contains("rows.jsonl") && error.to_string().contains("12"), "{error}");
+    let skipping = pretraining(dir.path(), &[data, ("data.on_bad_row", "skip"), ("train.max_steps", "1")]);
+    let report = finished(&skipping, &options(&dir.path().join("b"), &Silent));
+    let notes = files::read_to_string(dir.path().join("b/stages/01-prepare/notes.json")).expect("notes");
+    let notes: serde_json::Value = serde_json::from_str(&notes).expect("JSON");
+    assert_eq!(notes["bad_rows"]["count"], 1);
+    assert_eq!(notes["rows"], 30);
+    assert_eq!(report.training.steps, 1);
+}
