@@ -14,7 +14,8 @@ use didact_core::cancel::Cancel;
 use didact_core::generate::{
     Answer, Completion, FinishReason, GenerateError, Generator, Prompt, Request, RequestError, Sampling, TokenLogProbs,
 };
-use didact_data::tokenizer::Tokenizer;
+use didact_data::DataError;
+use didact_data::tokenizer::{IncrementalDecoder, Tokenizer};
 use didact_kernels::{Precision, softmax};
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -75,6 +76,8 @@ struct Stream {
     cache: KvCache,
     ids: Vec<u32>,
     log_probs: Vec<f32>,
+    /// Both work only if there are stop strings.
+    decoder: IncrementalDecoder,
     stop: StopSearch,
 }
 
@@ -116,7 +119,16 @@ impl LocalGenerator {
 
     fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
         match prompt {
-            Prompt::Text(text) => self.tokenizer.encode(text).map_err(|e| RequestError::Tokenizer(e.to_string())),
+            Prompt::Text(text) => {
+                let mut ids = self.tokenizer.encode(text).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
+                // A rendered chat template writes the first token itself.
+                if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+                    && ids.first() != Some(&bos)
+                {
+                    ids.insert(0, bos);
+                }
+                Ok(ids)
+            }
             Prompt::Ids(ids) => {
                 let limit = self.engine.config().vocab_size;
                 match ids.iter().find(|&&id| id as usize >= limit) {
@@ -132,10 +144,7 @@ impl LocalGenerator {
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, GenerateError> {
-        self.tokenizer.decode(ids, true).map_err(|error| GenerateError {
-            message: "generated tokens cannot be decoded".into(),
-            source: Some(Box::new(error)),
-        })
+        self.tokenizer.decode(ids, true).map_err(undecodable)
     }
 
     fn admit<'a>(&self, index: usize, request: &'a Request) -> Result<Group<'a>, RequestError> {
@@ -167,7 +176,10 @@ impl LocalGenerator {
         stream.log_probs.push(choice.log_prob);
         let stop = &group.sampling.stop;
         if !stop.is_empty()
-            && let Some(stopped) = stream.stop.push(&stream.ids, stop, |ids| self.decode(ids))?
+            && let Some(stopped) = {
+                let added = stream.decoder.push(&self.tokenizer, choice.id).map_err(undecodable)?;
+                stream.stop.push(&added, stop)
+            }
         {
             stream.ids.truncate(stopped.tokens);
             stream.log_probs.truncate(stopped.tokens);
@@ -185,6 +197,10 @@ impl LocalGenerator {
         let (ids, log_probs) = (std::mem::take(&mut stream.ids), std::mem::take(&mut stream.log_probs));
         Ok(Answer { text: self.decode(&ids)?, ids, log_probs, finish_reason })
     }
+}
+
+fn undecodable(error: DataError) -> GenerateError {
+    GenerateError { message: "generated tokens cannot be decoded".into(), source: Some(Box::new(error)) }
 }
 
 const STAYS: &str = "a group stays until its answers are done";
@@ -254,6 +270,7 @@ impl<'a> Work<'a> {
                 cache: cache.expect("the prompt's cache stays until the last answer begins"),
                 ids: Vec::new(),
                 log_probs: Vec::new(),
+                decoder: self.generator.tokenizer.incremental_decoder(true),
                 stop: StopSearch::default(),
             };
             let choice = stream.sampler.choose(&group.first_scores, 0);

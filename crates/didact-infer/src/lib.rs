@@ -12,11 +12,14 @@
 mod cache;
 mod engine;
 mod error;
+mod generator;
 mod sampler;
+mod stop;
 mod weights;
 
 pub use cache::KvCache;
 pub use engine::{Engine, Span};
 pub use error::InferError;
+pub use generator::{LocalGenerator, Options};
 pub use sampler::{Choice, Sampler, check};
 pub use weights::EngineWeights;

@@ -163,11 +163,11 @@ mod tests {
     /// Shares of 20 000 draws.
     fn shares(sampling: &Sampling, scores: &[f32]) -> Vec<f64> {
         let sampler = Sampler::new(sampling, 0);
-        let mut counts = vec![0.0; scores.len()];
+        let mut counts = vec![0u32; scores.len()];
         for i in 0..20_000 {
-            counts[sampler.choose(scores, i).expect("finite scores").id as usize] += 1.0 / 20_000.0;
+            counts[sampler.choose(scores, i).expect("finite scores").id as usize] += 1;
         }
-        counts
+        counts.into_iter().map(|count| f64::from(count) / 20_000.0).collect()
     }
 
     fn close(got: &[f64], want: &[f64]) {
