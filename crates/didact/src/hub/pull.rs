@@ -250,7 +250,7 @@ fn remove(dir: &Path) -> Result<(), PullError> {
 }
 
 /// Copies a cached model to a directory of the user's, all or nothing.
-fn copy_out(name: &str, manifest: &Manifest, dir: &Path, to: &Path, on: OnProgress<'_>) -> Result<Manifest, PullError> {
+fn copy_out(manifest: &Manifest, dir: &Path, to: &Path, on: OnProgress<'_>) -> Result<Manifest, PullError> {
     let taken = std::fs::read_dir(to).map_or(to.exists(), |mut entries| entries.next().is_some());
     if taken {
         return Err(PullError::Taken { path: to.to_owned(), name: manifest.name.clone() });
