@@ -95,7 +95,7 @@ rope_theta = 10000.0
 [data]
 path = "{}"
 [train]
-max_steps = 8
+max_steps = 12
 batch_size = 4
 gradient_accumulation_steps = 2
 learning_rate = 1e-2
@@ -141,12 +141,15 @@ fn pretraining_from_scratch_lowers_held_out_loss_and_is_not_repeated() {
     let at = dir.path().join("run");
     let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
     assert!(!at.exists(), "planning writes nothing");
-    assert_eq!(planned.steps, 8);
+    assert_eq!(planned.steps, 12);
     assert!(planned.stages.iter().all(|s| !s.skipped) && !planned.finished);
 
     let report = finished(&recipe, &options(&at, &Silent));
     let loss = |m: &didact_methods::stages::evaluate::Metrics| m["held_out/loss"];
-    assert!(loss(&report.metrics_after) < 0.8 * loss(&report.metrics_before), "{report:?}");
+    let (before, after) = (loss(&report.metrics_before), loss(&report.metrics_after));
+    // A model that knows nothing is as good as a guess among all tokens.
+    assert!((before - (VOCABULARY as f64).ln()).abs() < 0.1, "{before}");
+    assert!(after < before - 1.0, "{before} to {after}");
     assert!(at.join("report.json").is_file());
     let names: Vec<&str> = report.stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["prepare", "evaluate-before", "train", "export", "evaluate-after"]);
@@ -156,7 +159,7 @@ fn pretraining_from_scratch_lowers_held_out_loss_and_is_not_repeated() {
     let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
     assert!(planned.finished && planned.stages.iter().all(|s| s.skipped));
 
-    let other = pretraining(dir.path(), &[("train.max_steps", "9")]);
+    let other = pretraining(dir.path(), &[("train.max_steps", "13")]);
     for error in [
         run(&other, &options(&at, &Silent)).expect_err("another run"),
         plan(&other, &options(&at, &Silent)).expect_err("another run"),

@@ -102,13 +102,27 @@ impl<'a> Schema<'a> {
     }
 }
 
+/// The value of the top-level key `recipe`, if it is a string, and the key's place.
+pub(super) fn method_name(text: &str, origin: &str) -> Result<(Option<String>, Place), RecipeError> {
+    let table = parse(text, origin)?;
+    let entry = table.get_ref().iter().find(|(key, _)| key.get_ref() == "recipe");
+    Ok(match entry {
+        Some((key, value)) => (value.get_ref().as_str().map(str::to_owned), place(origin, text, key.span().start)),
+        None => (None, Place::Absent { origin: origin.to_owned() }),
+    })
+}
+
+fn parse<'a>(text: &'a str, origin: &str) -> Result<Spanned<DeTable<'a>>, RecipeError> {
+    DeTable::parse(text).map_err(|error| RecipeError::Syntax {
+        place: place(origin, text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    })
+}
+
 impl Document {
     /// Reads TOML. `schema` is the JSON schema of the settings.
     pub(super) fn parse(text: &str, origin: &str, schema: &Value) -> Result<Self, RecipeError> {
-        let table = DeTable::parse(text).map_err(|error| RecipeError::Syntax {
-            place: place(origin, text, error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
-        })?;
+        let table = parse(text, origin)?;
         let mut document = Self { settings: Map::new(), places: BTreeMap::new(), origin: origin.to_owned() };
         document.table(table.get_ref(), text, "", Schema::new(schema))?;
         Ok(document)
@@ -325,12 +339,15 @@ fn collect(schema: Schema<'_>, path: &str, into: &mut Vec<String>) {
     }
 }
 
-/// The most similar of some names, if it is similar enough to be meant.
+/// The most similar of some names, if it is similar enough to be meant: few letters differ, or one begins with the other.
 pub(super) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, &candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + name.len().max(candidate.len()) / 4)
+        .filter(|(distance, candidate)| {
+            let is_beginning = name.len() >= 4 && candidate.starts_with(name);
+            is_beginning || *distance <= 1 + name.len().max(candidate.len()) / 4
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -186,18 +186,15 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
 
 /// The method that a text names, found before its keys can be checked.
 fn method_of(text: &str, origin: &str) -> Result<&'static NamedRecipe, RecipeError> {
-    let anything = serde_json::json!({});
-    let document = Document::parse(text, origin, &anything)?;
-    let place = document.place("recipe");
+    let (name, place) = document::method_name(text, origin)?;
     let known = names();
-    let Some(name) = document.settings.get("recipe") else { return Err(RecipeError::NoRecipe { place, known }) };
-    let found = name.as_str().and_then(named_recipe);
-    found.ok_or_else(|| RecipeError::Value {
+    let Some(name) = name else { return Err(RecipeError::NoRecipe { place, known }) };
+    named_recipe(&name).ok_or_else(|| RecipeError::Value {
         place,
         key: "recipe".into(),
-        message: match name.as_str().and_then(|n| nearest(n, known.clone())) {
-            Some(nearest) => format!("there is no method {name}; did you mean `{nearest}`?"),
-            None => format!("there is no method {name}; methods are {}", known.join(", ")),
+        message: match nearest(&name, known.clone()) {
+            Some(nearest) => format!("there is no method `{name}`; did you mean `{nearest}`?"),
+            None => format!("there is no method `{name}`; methods are {}", known.join(", ")),
         },
     })
 }

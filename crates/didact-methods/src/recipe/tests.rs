@@ -114,7 +114,7 @@ fn unknown_keys_name_place_and_nearest() {
     assert!(error.hint().expect("known keys").contains("model, data, train"), "{:?}", error.hint());
     assert_eq!(
         with(&[("train.warmup", "3")]).expect_err("unknown").to_string(),
-        "--set train.warmup=3: unknown key `train.warmup`; did you mean `train.warmup_steps`?"
+        "--set train.warmup=3: unknown key `train.warmup`; did you mean `train.warmup_ratio`?"
     );
 }
 
@@ -168,7 +168,7 @@ fn missing_parts_are_named() {
     let both = SFT.replace("path = \"some/model\"", "path = \"some/model\"\ntokenizer = \"t\"");
     assert!(refused(&both).contains("`model.tokenizer`: belongs to `model.config`"));
     assert_eq!(refused("seed = 1"), "mine.toml: the key `recipe` is missing; it names the method to apply");
-    assert_eq!(refused("recipe = \"sfd\""), "mine.toml:1:1: `recipe`: there is no method \"sfd\"; did you mean `sft`?");
+    assert_eq!(refused("recipe = \"sfd\""), "mine.toml:1:1: `recipe`: there is no method `sfd`; did you mean `sft`?");
 }
 
 #[test]
