@@ -152,9 +152,8 @@ impl ModelHandle {
 /// What `auto` means on this machine.
 fn resolve_precision(choice: PrecisionChoice) -> Precision {
     match choice {
-        PrecisionChoice::F32 => Precision::F32,
         PrecisionChoice::Bf16 => Precision::Bf16,
         PrecisionChoice::Auto if didact_kernels::level() == Level::Avx512Bf16 => Precision::Bf16,
-        PrecisionChoice::Auto => Precision::F32,
+        PrecisionChoice::F32 | PrecisionChoice::Auto => Precision::F32,
     }
 }

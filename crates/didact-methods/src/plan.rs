@@ -131,7 +131,7 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
         .map_err(|source| files::FileError::at("create a directory in", &std::env::temp_dir())(source))?;
     let streams = Streams::new(recipe.seed());
     if let Some(stage) = &pipeline.toolworld {
-        toolworld::write(scratch.path(), &stage.settings, &streams.child(toolworld::NAME, &[]))?;
+        toolworld::write(scratch.path(), &stage.settings, streams.child(toolworld::NAME, &[]))?;
     }
     let prepared = pipeline.prepare.write(
         scratch.path(),

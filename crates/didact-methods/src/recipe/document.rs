@@ -93,7 +93,7 @@ impl<'a> Schema<'a> {
 
     /// The field at a key path.
     fn at(self, path: &str) -> Option<Self> {
-        path.split('.').try_fold(self, |table, name| table.field(name))
+        path.split('.').try_fold(self, Self::field)
     }
 
     fn field(self, name: &str) -> Option<Self> {

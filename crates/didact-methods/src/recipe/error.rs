@@ -49,7 +49,7 @@ pub enum RecipeError {
         source: std::io::Error,
     },
     /// The name belongs to no recipe.
-    #[error("there is no recipe `{name}`{}", did_you_mean(nearest))]
+    #[error("there is no recipe `{name}`{}", did_you_mean(nearest.as_ref()))]
     UnknownRecipe {
         /// What was asked for.
         name: String,
@@ -75,7 +75,7 @@ pub enum RecipeError {
         message: String,
     },
     /// A key that means nothing here.
-    #[error("{place}: unknown key `{key}`{}", did_you_mean(nearest))]
+    #[error("{place}: unknown key `{key}`{}", did_you_mean(nearest.as_ref()))]
     UnknownKey {
         /// Where.
         place: Place,
@@ -136,8 +136,8 @@ pub enum RecipeError {
     },
 }
 
-fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest.as_ref().map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+fn did_you_mean(nearest: Option<&String>) -> String {
+    nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }
 
 impl Classify for RecipeError {

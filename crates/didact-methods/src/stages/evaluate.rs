@@ -147,16 +147,12 @@ impl EvaluateStage {
             let row_len = row_len.min(self.model.config().max_position_embeddings);
             let Some(set) = prepare::measuring_set(dir, row_len, self.eval.batch_size)? else { continue };
             let loss = evaluate_loss(decoder, &set, 1, &context.cancel)?;
-            let Some(loss) = loss else { return Err(self.stopped(context)) };
+            let Some(loss) = loss else { return Err(stopped(context)) };
             metrics.insert(format!("{name}/loss"), loss.nats_per_token);
             metrics.insert(format!("{name}/perplexity"), loss.perplexity());
             context.reporter.count(self.name, &format!("{name} tokens"), loss.tokens, Some(loss.tokens));
         }
         Ok(())
-    }
-
-    fn stopped(&self, context: &StageContext<'_>) -> MethodError {
-        MethodError::Stopped { run_dir: context.run.root().to_owned() }
     }
 
     /// Asks every request of the test sets and judges the answers.
@@ -185,7 +181,7 @@ impl EvaluateStage {
                 .expect("comparing text needs nothing that could be missing");
             let first = judged.len();
             for (i, ((row, answer), verdict)) in rows.iter().zip(&answers).zip(verdicts).enumerate() {
-                let Some(verdict) = verdict else { return Err(self.stopped(context)) };
+                let Some(verdict) = verdict else { return Err(stopped(context)) };
                 judged.push(JudgedAnswer {
                     set: set.into(),
                     index: i + 1,
@@ -240,11 +236,11 @@ impl EvaluateStage {
             &context.cancel,
         )?;
         if context.cancel.is_cancelled() {
-            return Err(self.stopped(context));
+            return Err(stopped(context));
         }
         let mut texts = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
-            let Some(answer) = answer else { return Err(self.stopped(context)) };
+            let Some(answer) = answer else { return Err(stopped(context)) };
             let completion =
                 answer.map_err(|source| MethodError::Request { set: set.into(), index: index + 1, source })?;
             texts.push(completion.answers.into_iter().next().map(|a| a.text).unwrap_or_default());
@@ -299,6 +295,10 @@ impl EvaluateStage {
         }
         Ok(shown)
     }
+}
+
+fn stopped(context: &StageContext<'_>) -> MethodError {
+    MethodError::Stopped { run_dir: context.run.root().to_owned() }
 }
 
 /// The first words of a document, and as many more.

@@ -238,9 +238,9 @@ mod tests {
         let notes = Rows::new(settings, None, Streams::new(seed)).visit(&mut |side, row| {
             let text = serde_json::to_string(&row.example).expect("plain data");
             if side == Side::Train {
-                train.push(text)
+                train.push(text);
             } else {
-                held_out.push(text)
+                held_out.push(text);
             }
             Ok(())
         })?;

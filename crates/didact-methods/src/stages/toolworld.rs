@@ -50,15 +50,15 @@ pub struct ToolworldStage {
 }
 
 /// Writes the three files into `dir`.
-pub(crate) fn write(dir: &Path, settings: &ToolworldSettings, streams: &Streams) -> Result<(), MethodError> {
-    let world = World::new(&settings.world(), streams)?;
+pub(crate) fn write(dir: &Path, settings: &ToolworldSettings, streams: Streams) -> Result<(), MethodError> {
+    let world = World::new(&settings.world(), &streams)?;
     let mut seen = BTreeSet::new();
     for (file, set, pool, count) in [
         (TRAIN, "train", Pool::Trained, settings.train_examples),
         (HELD_OUT, "test_heldout", Pool::HeldOut, settings.test_examples),
         (TRAINED, "test_trained", Pool::Trained, settings.test_examples),
     ] {
-        let samples = world.draw(streams, set, pool, count, &mut seen)?;
+        let samples = world.draw(&streams, set, pool, count, &mut seen)?;
         write_jsonl(&dir.join(file), samples.iter().map(Row::new))?;
     }
     Ok(())
@@ -90,6 +90,6 @@ impl Stage for ToolworldStage {
     }
 
     fn run(&self, context: &StageContext<'_>) -> Result<(), StageError> {
-        write(&context.work_dir, &self.settings, &context.streams).map_err(MethodError::into_stage_error)
+        write(&context.work_dir, &self.settings, context.streams).map_err(MethodError::into_stage_error)
     }
 }
