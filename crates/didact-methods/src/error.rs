@@ -60,6 +60,16 @@ pub enum MethodError {
         /// What would need less.
         advice: String,
     },
+    /// Rows are longer than the model can read.
+    #[error("`train.max_seq_len` is {found}, the context of `{model}` is {context} tokens")]
+    Context {
+        /// The model.
+        model: String,
+        /// What the recipe says.
+        found: usize,
+        /// What the model can read.
+        context: usize,
+    },
     /// A model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -155,9 +165,11 @@ impl Classify for MethodError {
             Self::Infer(e) => e.fault(),
             Self::File(e) => e.fault(),
             Self::Generate(_) | Self::Artifact { .. } => Fault::Running,
-            Self::Memory { .. } | Self::Request { .. } | Self::TooFewRows { .. } | Self::WrongSchema { .. } => {
-                Fault::Input
-            }
+            Self::Context { .. }
+            | Self::Memory { .. }
+            | Self::Request { .. }
+            | Self::TooFewRows { .. }
+            | Self::WrongSchema { .. } => Fault::Input,
         }
     }
 
@@ -181,6 +193,7 @@ impl Classify for MethodError {
                 Some("give more rows, name others with `data.held_out_path`, or set `data.held_out=0`".into())
             }
             Self::WrongSchema { .. } => Some("use the recipe `sft` for chats and prompt/completion pairs".into()),
+            Self::Context { context, .. } => Some(format!("set `train.max_seq_len={context}` or less")),
             Self::World(_) | Self::Generate(_) | Self::Request { .. } | Self::Artifact { .. } => None,
         }
     }

@@ -50,6 +50,10 @@ impl Pipeline {
     pub fn build(recipe: &Recipe, env: &Env<'_>, force: bool) -> Result<Self, MethodError> {
         let common = recipe.typed().common();
         let model = ModelHandle::open(common.model, common.precision, common.seed, env)?;
+        let (found, context) = (common.train.max_seq_len, model.config().max_position_embeddings);
+        if found > context {
+            return Err(MethodError::Context { model: model.name().to_owned(), found, context });
+        }
         let meter = Arc::new(Meter::new((env.free_memory)(), force));
         let parts = Parts { model, meter, common };
         match recipe.typed() {

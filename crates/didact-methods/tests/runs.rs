@@ -305,6 +305,15 @@ fn a_model_that_nobody_knows_is_named() {
 }
 
 #[test]
+fn rows_longer_than_the_models_context_are_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = pretraining(dir.path(), &[("train.max_seq_len", "513")]);
+    let error = run(&recipe, &options(&dir.path().join("run"), &Silent)).expect_err("refused");
+    assert_eq!(error.to_string(), "`train.max_seq_len` is 513, the context of `from scratch` is 512 tokens");
+    assert_eq!(error.fault(), Fault::Input);
+}
+
+#[test]
 fn a_bad_row_stops_the_run_by_name_or_is_skipped_and_counted() {
     let dir = tempfile::tempdir().expect("a directory");
     let _ = pretraining(dir.path(), &[]);
