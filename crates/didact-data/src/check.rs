@@ -129,7 +129,7 @@ pub fn check(config: &SourceConfig) -> Result<CheckReport, ReadError> {
                 continue;
             }
         };
-        lengths.push(characters(&row.example));
+        lengths.push(text_size(&row.example, |text| text.chars().count()) as u64);
         if paths.last() != Some(&row.path) {
             paths.push(row.path.clone());
         }
@@ -175,22 +175,21 @@ fn has_nothing_to_learn(example: &Example) -> bool {
     }
 }
 
-/// Characters of all text in an example, tool calls and tool descriptions as compact JSON.
-fn characters(example: &Example) -> u64 {
-    let count = |text: &str| text.chars().count() as u64;
+/// What `measure` says of each text of an example, summed: tool calls and tool descriptions as compact JSON.
+pub(crate) fn text_size(example: &Example, measure: impl Fn(&str) -> usize) -> usize {
     match example {
-        Example::Text { text } => count(text),
-        Example::Completion { prompt, completion } => count(prompt) + count(completion),
+        Example::Text { text } => measure(text),
+        Example::Completion { prompt, completion } => measure(prompt) + measure(completion),
         Example::Chat { messages, tools } => {
-            let of_message = |message: &didact_core::message::Message| {
-                let calls = message
-                    .tool_calls
-                    .iter()
-                    .map(|call| count(&call.name) + count(&serde_json::to_string(&call.arguments).unwrap_or_default()));
-                count(&message.content) + message.reasoning_content.as_deref().map_or(0, count) + calls.sum::<u64>()
-            };
-            messages.iter().map(of_message).sum::<u64>()
-                + tools.iter().map(|tool| count(&tool.0.to_string())).sum::<u64>()
+            let mut size = 0;
+            for message in messages {
+                size += measure(&message.content) + message.reasoning_content.as_deref().map_or(0, &measure);
+                for call in &message.tool_calls {
+                    let arguments = serde_json::to_string(&call.arguments).unwrap_or_default();
+                    size += measure(&call.name) + measure(&arguments);
+                }
+            }
+            size + tools.iter().map(|tool| measure(&tool.0.to_string())).sum::<usize>()
         }
     }
 }

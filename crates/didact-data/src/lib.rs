@@ -6,6 +6,9 @@
 //! - [`encode`] turns an example into a [sequence](didact_core::sequence::Sequence) with a loss weight per token, and
 //!   [`ledger`] keeps count of what will be trained and what will not.
 //!
+//! - [`store`] keeps sequences in memory-mapped files, [`packing`] lays them into rows, [`batch`] serves batches that are
+//!   a pure function of the step; [`prepare`] encodes on all threads, [`check`] reports on a data set without a model.
+//!
 //! This crate knows no model.
 #![forbid(unsafe_code)]
 
@@ -15,6 +18,7 @@ pub mod encode;
 pub mod error;
 pub mod ledger;
 pub mod packing;
+pub mod prepare;
 pub mod reader;
 pub mod schema;
 pub mod store;

@@ -112,7 +112,9 @@ fn expand(given: &str, config: &SourceConfig) -> Result<Vec<PathBuf>, ReadError>
     if !given.contains(['*', '?', '[']) {
         return Err(ReadError::Missing { path: path.to_owned() });
     }
-    let matches = glob::glob(given).map_err(|error| ReadError::Pattern {
+    // As a shell does: `*` leaves hidden files alone.
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let matches = glob::glob_with(given, options).map_err(|error| ReadError::Pattern {
         pattern: given.to_owned(),
         position: error.pos,
         cause: error.msg,
