@@ -19,8 +19,8 @@ test: ## every test that needs neither network nor downloaded weights
 
 test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fails when it cannot be had
 	$(CARGO) build --locked --bin didact
-	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME)
-	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
+	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry
+	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
 	  $(CARGO) test --workspace --locked -- --ignored real_model
 
 lint: ## formatting, clippy and rustdoc, warnings as errors

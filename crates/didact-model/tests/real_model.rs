@@ -5,7 +5,7 @@ use didact_model::{Architecture, Checkpoint, RopeScaling, parameter_count};
 
 #[test]
 #[ignore = "needs DIDACT_TEST_MODEL"]
-fn smollm2_has_the_shape_its_makers_state() {
+fn real_model_has_the_shape_its_makers_state() {
     let path = std::env::var("DIDACT_TEST_MODEL").expect("DIDACT_TEST_MODEL is the path of the pulled model");
     let checkpoint = Checkpoint::open(path).unwrap();
     let c = checkpoint.config();
