@@ -15,8 +15,11 @@ const ROWS: usize = 64;
 const TOGETHER: usize = 8;
 /// Columns of the long operand that one thread takes at a time in [`outer`].
 const STRIP: usize = 64;
-/// Rows after which [`outer`] goes back to the strip's next columns: a strip of so many rows stays in the first cache.
-const BLOCK: usize = 128;
+/// Rows that [`outer`] copies together before it works on them. Rows are often a multiple of 4 KiB apart, and then
+/// columns of them would push each other out of the cache.
+const BLOCK: usize = 64;
+/// Columns that [`update`] does for all its rows before it goes on: so many of `m` stay in the first cache.
+const COLUMNS: usize = 256;
 
 /// Rows of a matrix inside a wider one: row `i` is `data[i * stride..i * stride + width]`.
 #[derive(Debug, Clone, Copy)]
@@ -161,24 +164,35 @@ impl Kernel for Update<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { y, stride, width, h, m, rank } = self;
-        for from in (0..width).step_by(LANES) {
+        let mut panel = vec![[0.0f32; LANES]; rank * (COLUMNS / LANES)];
+        for strip in (0..width).step_by(COLUMNS) {
+            let end = width.min(strip + COLUMNS);
+            // The strip of `m` in the order in which it is read: for each 16 columns, rank after rank.
+            for (from, lines) in (strip..end).step_by(LANES).zip(panel.chunks_exact_mut(rank)) {
+                for (line, m) in lines.iter_mut().zip(m.chunks_exact(width)) {
+                    simd.store(line, lanes(simd, m, from));
+                }
+            }
             for (group, h) in h.chunks(TOGETHER * rank).enumerate() {
                 let count = h.len() / rank;
                 let base = group * TOGETHER * stride;
-                let mut sums = [simd.splat(0.0); TOGETHER];
-                for i in 0..count {
-                    sums[i] = lanes(simd, &y[base + i * stride..base + i * stride + width], from);
-                }
+                // Past the end the last row is taken again and its sums are dropped.
                 let rows: [&[f32]; TOGETHER] =
                     std::array::from_fn(|i| &h[i.min(count - 1) * rank..(i.min(count - 1) + 1) * rank]);
-                for (r, line) in m.chunks_exact(width).enumerate() {
-                    let line = lanes(simd, line, from);
-                    for i in 0..TOGETHER {
-                        sums[i] = simd.mul_add(simd.splat(rows[i][r]), line, sums[i]);
+                for (from, lines) in (strip..end).step_by(LANES).zip(panel.chunks_exact(rank)) {
+                    let mut sums = [simd.splat(0.0); TOGETHER];
+                    for (i, sum) in sums.iter_mut().enumerate().take(count) {
+                        *sum = lanes(simd, &y[base + i * stride..base + i * stride + width], from);
                     }
-                }
-                for i in 0..count {
-                    put(simd, &mut y[base + i * stride..base + i * stride + width], from, sums[i]);
+                    for (r, line) in lines.iter().enumerate() {
+                        let line = simd.load(line);
+                        for i in 0..TOGETHER {
+                            sums[i] = simd.mul_add(simd.splat(rows[i][r]), line, sums[i]);
+                        }
+                    }
+                    for (i, sum) in sums.into_iter().enumerate().take(count) {
+                        put(simd, &mut y[base + i * stride..base + i * stride + width], from, sum);
+                    }
                 }
             }
         }
@@ -222,27 +236,25 @@ impl Kernel for Outer<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { out, x, column, h, rank } = self;
+        let columns = out.len() / rank;
+        // Columns past the end stay 0, and their sums are dropped.
+        let mut copy = [[0.0f32; STRIP]; BLOCK];
         for block in (0..x.count).step_by(BLOCK) {
             let end = x.count.min(block + BLOCK);
+            for (line, i) in copy.iter_mut().zip(block..end) {
+                line[..columns].copy_from_slice(&x.row(i)[column..column + columns]);
+            }
             for (group, out) in out.chunks_mut(TOGETHER * rank).enumerate() {
-                let count = out.len() / rank;
-                let at = column + group * TOGETHER;
                 for from in (0..rank).step_by(LANES) {
                     let mut sums = [simd.splat(0.0); TOGETHER];
                     for (sum, row) in sums.iter_mut().zip(out.chunks_exact(rank)) {
                         *sum = lanes(simd, row, from);
                     }
-                    for i in block..end {
-                        let line = lanes(simd, &h[i * rank..(i + 1) * rank], from);
-                        let values = &x.row(i)[at..at + count];
-                        if let Some(values) = values.first_chunk::<TOGETHER>() {
-                            for j in 0..TOGETHER {
-                                sums[j] = simd.mul_add(simd.splat(values[j]), line, sums[j]);
-                            }
-                        } else {
-                            for (sum, &value) in sums.iter_mut().zip(values) {
-                                *sum = simd.mul_add(simd.splat(value), line, *sum);
-                            }
+                    for (line, h) in copy.iter().zip(h[block * rank..end * rank].chunks_exact(rank)) {
+                        let h = lanes(simd, h, from);
+                        let values = &line.as_chunks::<TOGETHER>().0[group];
+                        for j in 0..TOGETHER {
+                            sums[j] = simd.mul_add(simd.splat(values[j]), h, sums[j]);
                         }
                     }
                     for (row, sum) in out.chunks_exact_mut(rank).zip(sums) {
