@@ -26,7 +26,8 @@ fn main() {
     let config = ModelConfig::from_json(Path::new("built in"), CONFIG).expect("a complete configuration");
     let streams = Streams::new(1);
     let mut decoder = Decoder::init(&config, &streams, &Device::flex());
-    let lora = LoraConfig { rank: 16, alpha: 32.0, dropout, target_modules: TargetModules::AllLinear, use_rslora: false };
+    let lora =
+        LoraConfig { rank: 16, alpha: 32.0, dropout, target_modules: TargetModules::AllLinear, use_rslora: false };
     decoder.add_lora(&lora, &streams).expect("valid settings");
     decoder.set_precision(precision);
 

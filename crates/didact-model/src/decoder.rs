@@ -48,9 +48,8 @@ impl DecoderInput<'_> {
     /// # Errors
     /// [`ModelError::BatchInput`] naming what does not fit.
     pub fn check(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        let refuse = |what: &'static str, found: usize, limit: usize| {
-            Err(ModelError::BatchInput { what, found, limit })
-        };
+        let refuse =
+            |what: &'static str, found: usize, limit: usize| Err(ModelError::BatchInput { what, found, limit });
         let tokens = self.rows * self.len;
         for (what, found) in [
             ("number of ids", self.ids.len()),
@@ -377,10 +376,7 @@ impl Decoder {
         assert!(self.lora.is_none(), "the decoder has an adapter already");
         config.validate()?;
         let targets = target_layers(&self.config, &config.target_modules)?;
-        let matrices = targets
-            .iter()
-            .map(|layer| values(layer, config.rank))
-            .collect::<Result<Vec<_>, _>>()?;
+        let matrices = targets.iter().map(|layer| values(layer, config.rank)).collect::<Result<Vec<_>, _>>()?;
         for id in self.base_ids() {
             self.parameters.set_trainable(id, false);
         }

@@ -147,9 +147,8 @@ pub(crate) fn weight_layout(config: &ModelConfig) -> WeightLayout {
 pub fn target_layers(config: &ModelConfig, targets: &TargetModules) -> Result<Vec<LinearLayer>, ModelError> {
     let layers = linear_layers(config);
     let TargetModules::Named(names) = targets else { return Ok(layers) };
-    let chooses = |name: &str, path: &str| {
-        path == name || path.strip_suffix(name).is_some_and(|before| before.ends_with('.'))
-    };
+    let chooses =
+        |name: &str, path: &str| path == name || path.strip_suffix(name).is_some_and(|before| before.ends_with('.'));
     for name in names {
         if !layers.iter().any(|layer| chooses(name, &layer.path)) {
             let mut known: Vec<&str> = Vec::new();

@@ -177,10 +177,9 @@ fn verify_model(decoder: &Decoder, golden: &ModelGolden, path: &Path) -> Result<
         let norm = actual.iter().map(|g| g * g).sum::<f64>().sqrt();
         checks.push(Check::relative(format!("gradient norm {name}"), &[norm], &[expected.norm], GRADIENTS));
         if let Some(full) = &full {
-            let expected = full.read(name).ok_or_else(|| ModelError::NoTensor {
-                path: full.path.clone(),
-                tensor: name.clone(),
-            })??;
+            let expected = full
+                .read(name)
+                .ok_or_else(|| ModelError::NoTensor { path: full.path.clone(), tensor: name.clone() })??;
             let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
             checks.push(Check::relative(format!("gradient {name}"), &actual, &expected, GRADIENTS));
         }

@@ -1,4 +1,4 @@
-//! The tiny models against the Python library's logits, losses and gradients.
+//! The tiny models, and the real one where there is one, against the Python library's logits, losses and gradients.
 
 use std::path::PathBuf;
 
@@ -35,4 +35,16 @@ fn qwen3_equals_the_reference() {
 #[test]
 fn gpt2_equals_the_reference() {
     check("gpt2");
+}
+
+#[test]
+#[ignore = "needs DIDACT_TEST_MODEL"]
+fn smollm2_equals_the_reference() {
+    let path = std::env::var("DIDACT_TEST_MODEL").expect("DIDACT_TEST_MODEL is the path of the pulled model");
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden/smollm2.json");
+    let checks = verify(path.as_ref(), &golden).expect("the model and the golden can be read");
+    let failed: Vec<_> = checks.iter().filter(|c| !c.ok).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    // Four prompts: mean loss, largest logits, likeliest token.
+    assert_eq!(checks.len(), 12);
 }

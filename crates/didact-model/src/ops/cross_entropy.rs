@@ -50,7 +50,8 @@ pub fn linear_cross_entropy(
         return linear_cross_entropy_composed(hidden, weight, targets, weights);
     }
     let plan = Arc::new(Plan { targets: targets.into(), weights: weights.into(), precision });
-    let loss = <Dispatch as CrossEntropyOps>::linear_cross_entropy(hidden.into_dispatch(), weight.into_dispatch(), plan);
+    let loss =
+        <Dispatch as CrossEntropyOps>::linear_cross_entropy(hidden.into_dispatch(), weight.into_dispatch(), plan);
     (Tensor::from_dispatch(loss.sum), Tensor::<1>::from_dispatch(loss.per_token).detach())
 }
 
@@ -196,8 +197,7 @@ impl Backward<Flex, 2> for CrossEntropyBackward {
         let upstream = contiguous(&grads.consume::<Flex>(&ops.node));
         for (parent, gradient) in ops.parents.into_iter().zip(ops.state) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                let gradient =
-                    with_real!(&upstream, E => scaled::<E>(gradient, values::<E>(&upstream)[0]));
+                let gradient = with_real!(&upstream, E => scaled::<E>(gradient, values::<E>(&upstream)[0]));
                 grads.register::<Flex>(parent.id, gradient);
             }
         }

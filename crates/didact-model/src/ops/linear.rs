@@ -465,8 +465,7 @@ impl Backward<Flex, PARENTS> for ProjectBackward {
         let needs: [Needs; SLOTS] =
             std::array::from_fn(|i| std::array::from_fn(|j| ops.parents[1 + 4 * i + j].is_some()));
         let needs_x = ops.parents[0].is_some();
-        let (dx, own) =
-            with_real!(&x, E => backward::<E>(&x, &weights, &hidden, &dy, needs_x, &needs, precision));
+        let (dx, own) = with_real!(&x, E => backward::<E>(&x, &weights, &hidden, &dy, needs_x, &needs, precision));
         let gradients = std::iter::once(dx).chain(own.into_iter().flatten());
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {

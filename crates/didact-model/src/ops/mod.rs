@@ -14,9 +14,9 @@ pub mod norm;
 pub(crate) mod real;
 pub(crate) mod rows;
 pub(crate) mod storage;
-pub(crate) mod vector;
 #[cfg(test)]
 mod tests;
+pub(crate) mod vector;
 
 pub use activation::{activate, gated};
 pub use attention::{AttentionPlan, attention};

@@ -125,7 +125,8 @@ impl Real for f32 {
         let shifted = x * std::f32::consts::LOG2_E + SHIFT;
         let n = shifted - SHIFT;
         let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-        let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1)
+        let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+            + 1.666_666_5e-1)
             * r
             + 0.5;
         let p = p * r * r + r + 1.0;

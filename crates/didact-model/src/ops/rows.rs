@@ -101,9 +101,7 @@ pub(crate) fn sum_over_blocks<E: Real>(
 
 /// The sum over `rows` rows of the first `width` columns of a matrix whose rows are `stride` apart.
 pub(crate) fn column_sums<E: Real>(data: &[E], rows: usize, width: usize, stride: usize) -> Vec<E> {
-    sum_over_blocks(rows, width, |first, count| {
-        sum_rows(data, first..first + count, width, stride)
-    })
+    sum_over_blocks(rows, width, |first, count| sum_rows(data, first..first + count, width, stride))
 }
 
 vectorized! {

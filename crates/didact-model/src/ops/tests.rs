@@ -74,8 +74,7 @@ impl Case<'_> {
     }
 
     fn loss(&self, function: Function<'_>, inputs: &[Vec<f64>]) -> f64 {
-        let inputs: Vec<Tensor<2>> =
-            inputs.iter().zip(&self.dims).map(|(v, &d)| matrix(v, d, DType::F64)).collect();
+        let inputs: Vec<Tensor<2>> = inputs.iter().zip(&self.dims).map(|(v, &d)| matrix(v, d, DType::F64)).collect();
         let output = wide(function(&inputs));
         output.iter().zip(numbers(7, output.len())).map(|(o, c)| o * c).sum()
     }
@@ -104,7 +103,13 @@ impl Case<'_> {
         let inputs = self.inputs();
         let composed = self.run(self.composed, &inputs, DType::F64);
         let fused = self.run(self.fused, &inputs, DType::F64);
-        compare(self.name, "composed f64 against differences", &composed.gradients, &self.finite_differences(self.composed), GRAD_F64);
+        compare(
+            self.name,
+            "composed f64 against differences",
+            &composed.gradients,
+            &self.finite_differences(self.composed),
+            GRAD_F64,
+        );
         compare(self.name, "values f64", &[fused.values.clone()], &[composed.values], SAME_F64);
         compare(self.name, "hand-written f64 against composed", &fused.gradients, &composed.gradients, SAME_F64);
         let single = self.run(self.fused, &inputs, DType::F32);
