@@ -88,9 +88,9 @@ impl Kernel for GeluTanh<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let gelu = |x: S::V| {
-            // 2·√(2/π) = 1.5957691…
+            // 2·√(2/π) = 1.595769…
             let x2 = simd.mul(x, x);
-            let slope = simd.mul_add(simd.splat(0.044_715 * 1.595_769_1), x2, simd.splat(1.595_769_1));
+            let slope = simd.mul_add(simd.splat(0.044_715 * 1.595_769), x2, simd.splat(1.595_769));
             times_sigmoid(simd, x, simd.mul(x, slope))
         };
         let (lines, rest) = self.0.as_chunks_mut::<LANES>();

@@ -15,6 +15,10 @@
 //! Rows are token positions; matrices are row-major unless strides say otherwise.
 
 #![expect(unsafe_code, reason = "vector instructions and tiles written side by side; each block says why it is sound")]
+#![expect(
+    clippy::inline_always,
+    reason = "a body compiled for a level must be part of the function that has the level's instructions"
+)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod activation;

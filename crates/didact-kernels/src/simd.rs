@@ -220,7 +220,15 @@ pub(crate) mod x86 {
     //! which cost more than the arithmetic.
 
     use super::{Kernel, LANES, Lanes, Simd};
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m256, __m512, __mmask16, _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtps_epi32,
+        _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps,
+        _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps,
+        _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
+        _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    };
 
     /// Proof that AVX2 and FMA were found.
     #[derive(Clone, Copy)]
@@ -254,12 +262,12 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn load(self, x: &Lanes) -> Self::V {
             // SAFETY: both are 64 bytes of plain bits.
-            unsafe { std::mem::transmute(*x) }
+            unsafe { std::mem::transmute::<Lanes, Self::V>(*x) }
         }
         #[inline(always)]
         fn store(self, x: &mut Lanes, v: Self::V) {
             // SAFETY: both are 64 bytes of plain bits.
-            *x = unsafe { std::mem::transmute(v) };
+            *x = unsafe { std::mem::transmute::<Self::V, Lanes>(v) };
         }
         #[inline(always)]
         fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -324,12 +332,12 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn load(self, x: &Lanes) -> __m512 {
             // SAFETY: both are 64 bytes of plain bits.
-            unsafe { std::mem::transmute(*x) }
+            unsafe { std::mem::transmute::<Lanes, Self::V>(*x) }
         }
         #[inline(always)]
         fn store(self, x: &mut Lanes, v: __m512) {
             // SAFETY: both are 64 bytes of plain bits.
-            *x = unsafe { std::mem::transmute(v) };
+            *x = unsafe { std::mem::transmute::<Self::V, Lanes>(v) };
         }
         #[inline(always)]
         fn add(self, a: __m512, b: __m512) -> __m512 {
@@ -383,7 +391,7 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
             // SAFETY: the token proves the features.
-            unsafe { transpose(rows) }
+            unsafe { transpose(&rows) }
         }
         #[inline(always)]
         fn load_or(self, x: &[f32], fill: f32) -> __m512 {
@@ -412,8 +420,8 @@ pub(crate) mod x86 {
     /// Rows become columns: pairs of rows, then pairs of pairs within 128 bits, then the 128-bit quarters.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(crate) fn transpose(r: [__m512; LANES]) -> [__m512; LANES] {
-        let mut t = r;
+    pub(crate) fn transpose(r: &[__m512; LANES]) -> [__m512; LANES] {
+        let mut t = *r;
         for i in 0..8 {
             t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
             t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);

@@ -23,7 +23,7 @@ mod tests;
 
 use crate::level::{Level, Precision, level};
 use drive::{Output, multiply, with_scratch};
-use pack::{Panels, Plan, Words, pack_panels};
+use pack::{Panels, Plan, Words, pack_panels, pieces};
 
 /// A matrix somewhere in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -111,8 +111,8 @@ pub(crate) fn gemm_at(
     for k0 in (0..k).step_by(K_PIECE) {
         let k_len = K_PIECE.min(k - k0);
         let words = plan.words(k_len);
-        let a_step = plan.pieces(PIECE, words, plan.a_width);
-        let b_step = plan.pieces(PIECE, words, plan.b_width);
+        let a_step = pieces(PIECE, words, plan.a_width);
+        let b_step = pieces(PIECE, words, plan.b_width);
         for n0 in (0..n).step_by(b_step) {
             let n_len = b_step.min(n - n0);
             let b_words = n_len.div_ceil(plan.b_width) * plan.b_width * words;
@@ -193,7 +193,7 @@ pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, 
         return;
     }
     let words = plan.words(k);
-    let step = plan.pieces(PIECE, words, plan.a_width);
+    let step = pieces(PIECE, words, plan.a_width);
     for m0 in (0..m).step_by(step) {
         let m_len = step.min(m - m0);
         with_scratch(m_len.div_ceil(plan.a_width) * plan.a_width * words, |a_panels| {

@@ -52,11 +52,11 @@ impl Plan {
     pub(super) fn words(&self, k: usize) -> usize {
         if self.format == Format::Bf16Pair { k.div_ceil(2) } else { k }
     }
+}
 
-    /// How many lanes to pack at a time so that about `floats` are packed: whole panels, at least one.
-    pub(super) fn pieces(&self, floats: usize, words: usize, width: usize) -> usize {
-        (floats / words.max(1) / width).max(1) * width
-    }
+/// How many lanes to pack at a time so that about `floats` are packed: whole panels, at least one.
+pub(super) fn pieces(floats: usize, words: usize, width: usize) -> usize {
+    (floats / words.max(1) / width).max(1) * width
 }
 
 /// A cache line.
@@ -223,7 +223,10 @@ mod pairs {
     use super::{LANES, Words};
     use crate::level::Level;
     use crate::simd::x86::{first_lanes, transpose};
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps,
+        _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_setzero_ps,
+    };
 
     /// Packs one panel.
     pub(super) fn pack(panel: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
@@ -303,7 +306,7 @@ mod pairs {
                     std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(far, near))
                 };
             }
-            for (i, column) in transpose(rows).into_iter().enumerate().take(words - word0) {
+            for (i, column) in transpose(&rows).into_iter().enumerate().take(words - word0) {
                 let to = &mut panel[(word0 + i) * width + lane0..][..stored];
                 // SAFETY: the mask admits only lanes that `to` has.
                 unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), column) };

@@ -153,7 +153,7 @@ mod bf16 {
     //! The micro-kernel of bf16 pairs.
 
     use super::{LANES, Lanes, Tile};
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_ps, _mm512_setzero_ps};
 
     /// Computes a tile of at most 12 rows and exactly 32 columns.
     ///
