@@ -39,7 +39,9 @@ pub(super) fn build(fuel: u64) -> Environment<'static> {
     env.add_filter("indent", indent);
     // In Python a mapping and a string have a length and items, which is all that Jinja2 asks of a sequence.
     env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
+        let is_sum_of_lists = value.kind() == ValueKind::Iterable && value.len().is_some();
+        is_sum_of_lists
+            || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
     });
     env.add_test("iterable", |value: &Value| {
         matches!(

@@ -73,7 +73,7 @@ pub(super) fn string(state: &State, value: &Value) -> Result<String, Error> {
 pub(super) fn prints_differently(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Number => !value.is_integer(),
-        ValueKind::Seq | ValueKind::Map => true,
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => true,
         _ => false,
     }
 }
@@ -88,7 +88,8 @@ fn repr_into(value: &Value, printer: &mut Printer, depth: usize) -> Result<(), E
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => repr_str(value.as_str().unwrap_or_default(), out),
         ValueKind::Number if !value.is_integer() => out.push_str(&float(f64::try_from(value.clone())?)),
-        ValueKind::Seq => {
+        // Lists that were added up are iterables to minijinja.
+        ValueKind::Seq | ValueKind::Iterable => {
             let is_tuple = value.is_tuple();
             printer.out.push(if is_tuple { '(' } else { '[' });
             let mut count = 0;
@@ -182,7 +183,7 @@ fn json_into(value: &Value, style: &JsonStyle, printer: &mut Printer, depth: usi
         }
         ValueKind::Number => json_float(f64::try_from(value.clone())?, out),
         ValueKind::String => json_str(value.as_str().unwrap_or_default(), style.ensure_ascii, out),
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             let mut count = 0;
             printer.out.push('[');
             for item in value.try_iter()? {
