@@ -286,17 +286,14 @@ impl RowStream {
                 }
                 continue;
             };
-            let (row, item) = match current.file.next_row() {
-                Some(next) => next,
-                None => {
-                    let was_empty = !current.saw_rows;
-                    let path = std::mem::take(&mut current.path);
-                    self.current = None;
-                    if was_empty {
-                        return Some(Err(RowError { path, row: 0, key: None, cause: RowCause::NoRows }));
-                    }
-                    continue;
+            let Some((row, item)) = current.file.next_row() else {
+                let was_empty = !current.saw_rows;
+                let path = std::mem::take(&mut current.path);
+                self.current = None;
+                if was_empty {
+                    return Some(Err(RowError { path, row: 0, key: None, cause: RowCause::NoRows }));
                 }
+                continue;
             };
             current.saw_rows = true;
             self.rows += 1;

@@ -35,12 +35,11 @@ impl Format {
     /// From a file name such as `a.jsonl.gz`.
     fn of_name(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_string_lossy().to_lowercase();
-        let is_compressed = name.ends_with(".gz") || name.ends_with(".zst");
-        let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
-        match stem.rsplit_once('.')?.1 {
+        let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst"));
+        match inner.unwrap_or(&name).rsplit_once('.')?.1 {
             "jsonl" | "ndjson" | "json" => Some(Self::Jsonl),
             "txt" | "md" | "text" => Some(Self::Text),
-            "parquet" if !is_compressed => Some(Self::Parquet),
+            "parquet" if inner.is_none() => Some(Self::Parquet),
             _ => None,
         }
     }
@@ -220,7 +219,7 @@ impl OpenFile {
     pub(super) fn open(file: &DataFile, config: &SourceConfig) -> Result<Self, RowCause> {
         let limit = config.max_row_bytes;
         let rows = match file.format {
-            Format::Parquet => Rows::Table(Box::new(Table::open(&file.path)?)),
+            Format::Parquet => Rows::Table(Box::new(Table::open(&file.path, limit)?)),
             Format::Text => {
                 Rows::Documents(Documents::new(Lines::new(decompressed(&file.path)?, limit)?, config.text_unit))
             }

@@ -14,6 +14,8 @@ pub(super) struct Lines {
     /// Offset of the next byte.
     offset: u64,
     is_broken: bool,
+    /// Whether the line last read had a line break behind it.
+    is_ended: bool,
 }
 
 impl std::fmt::Debug for Lines {
@@ -30,11 +32,16 @@ impl Lines {
         }
         let mark = if head.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
         reader.consume(mark);
-        Ok(Self { reader, limit, buffer: Vec::new(), count: 0, offset: mark as u64, is_broken: false })
+        Ok(Self { reader, limit, buffer: Vec::new(), count: 0, offset: mark as u64, is_broken: false, is_ended: false })
     }
 
     pub(super) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Whether the line last read had a line break behind it.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended
     }
 
     /// The next byte, and its offset, without taking it.
@@ -105,7 +112,8 @@ impl Lines {
             let consumed = taken + usize::from(end.is_some());
             self.reader.consume(consumed);
             self.offset += consumed as u64;
-            if end.is_some() {
+            self.is_ended = end.is_some();
+            if self.is_ended {
                 break;
             }
         }

@@ -22,6 +22,8 @@ const BATCH_ROWS: usize = 128;
 /// Reads rows, a few at a time.
 pub(super) struct Table {
     batches: ParquetRecordBatchReader,
+    /// Most bytes of one row.
+    limit: usize,
     batch: Option<RecordBatch>,
     /// Next row within the batch.
     next: usize,
@@ -36,7 +38,7 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    pub(super) fn open(path: &Path) -> Result<Self, RowCause> {
+    pub(super) fn open(path: &Path, limit: usize) -> Result<Self, RowCause> {
         let file = File::open(path).map_err(super::lines::unreadable)?;
         if file.metadata().map_err(super::lines::unreadable)?.len() == 0 {
             return Err(RowCause::NoRows);
@@ -46,7 +48,7 @@ impl Table {
                 .and_then(|builder| builder.with_batch_size(BATCH_ROWS).build())
                 .map_err(|error| RowCause::Unreadable(error.to_string()))
         })?;
-        Ok(Self { batches, batch: None, next: 0, count: 0, is_over: false })
+        Ok(Self { batches, limit, batch: None, next: 0, count: 0, is_over: false })
     }
 
     /// The next row's number, from 1, and what it holds.
@@ -76,7 +78,20 @@ impl Table {
         for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
             object.insert(field.name().clone(), value(column, row));
         }
-        Some((self.count, Ok(RawValue::Object(object))))
+        let size: usize = object.values().map(size).sum();
+        let row =
+            if size > self.limit { Err(RowCause::TooLong { limit: self.limit }) } else { Ok(RawValue::Object(object)) };
+        Some((self.count, row))
+    }
+}
+
+/// Bytes of all text in a value.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(size).sum(),
+        Value::Object(entries) => entries.iter().map(|(key, value)| key.len() + size(value)).sum(),
+        _ => 0,
     }
 }
 

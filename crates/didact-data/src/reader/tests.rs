@@ -107,11 +107,11 @@ fn folders_and_globs_are_sorted_and_each_file_is_read_once() {
         file(&dir, name, name);
     }
     let root = dir.path().to_str().expect("UTF-8");
-    assert_eq!(texts(&SourceConfig::new(root)), ["a.txt\n", "b.txt\n", "deep/c.txt\n"]);
-    assert_eq!(texts(&SourceConfig::new(format!("{root}/*.txt"))), ["a.txt\n", "b.txt\n"]);
+    assert_eq!(texts(&SourceConfig::new(root)), ["a.txt", "b.txt", "deep/c.txt"]);
+    assert_eq!(texts(&SourceConfig::new(format!("{root}/*.txt"))), ["a.txt", "b.txt"]);
     let mut both = SourceConfig::new(format!("{root}/b.txt"));
     both.path.push(format!("{root}/**/*.txt"));
-    assert_eq!(texts(&both), ["b.txt\n", "a.txt\n", "deep/c.txt\n"]);
+    assert_eq!(texts(&both), ["b.txt", "a.txt", "deep/c.txt"]);
 }
 
 #[test]

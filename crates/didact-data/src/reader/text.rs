@@ -67,8 +67,8 @@ impl Documents {
         if let Some(cause) = fault {
             return Some(Err(cause));
         }
-        // A unit within a file ends without the break that separates it from the next.
-        if self.unit != TextUnit::File {
+        // A unit within a file ends without the break that separates it from the next; a file ends as it ends.
+        if self.unit != TextUnit::File || !self.lines.is_ended() {
             text.pop();
         }
         Some(Ok(text))

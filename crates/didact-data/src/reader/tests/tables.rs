@@ -8,7 +8,7 @@ use arrow::array::{
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Int32Type};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use std::sync::Arc;
 
@@ -35,10 +35,10 @@ fn parquet_is_read_in_every_compression_and_over_row_groups() {
     for (i, compression) in [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
-        Compression::GZIP(Default::default()),
-        Compression::ZSTD(Default::default()),
+        Compression::GZIP(GzipLevel::default()),
+        Compression::ZSTD(ZstdLevel::default()),
         Compression::LZ4_RAW,
-        Compression::BROTLI(Default::default()),
+        Compression::BROTLI(BrotliLevel::default()),
     ]
     .into_iter()
     .enumerate()
@@ -155,4 +155,17 @@ fn columns_of_many_types_do_not_stand_in_the_way() {
     let rows = read(&source(&file(&dir, "a.parquet", parquet(columns, Compression::SNAPPY)))).expect("good rows");
     let expected = Example::Completion { prompt: "prompt text".to_owned(), completion: "completion text".to_owned() };
     assert_eq!(rows[0].example, expected);
+}
+
+#[test]
+fn long_rows_are_refused_in_parquet_too() {
+    let dir = folder();
+    let long = "x".repeat(200);
+    let mut config =
+        source(&file(&dir, "a.parquet", parquet(vec![("text", strings(&["a", &long, "c"]))], Compression::SNAPPY)));
+    config.max_row_bytes = 100;
+    config.on_bad_row = OnBadRow::Skip;
+    let mut stream = open(&config).expect("found");
+    assert_eq!(stream.by_ref().map(|row| row.expect("skipped").row).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(stream.bad_rows().listed[0].message, "is longer than 100 bytes");
 }
