@@ -6,7 +6,7 @@ use didact_core::example::SourcedExample;
 use didact_core::message::{Message, Role, Tool};
 use minijinja::Value;
 
-use super::fields::differing;
+use super::fields::{check_fields, differing};
 use super::spans::{common_prefix, common_suffix, straddling, tokens_in};
 use super::{Answer, Draft, Encoder, TokenRole, TrainOn};
 use crate::error::DataError;
@@ -93,7 +93,7 @@ impl Encoder<'_> {
             options,
         };
         let full = template.render_marked_values(&chat.values, &chat.tools, &chat.options)?;
-        self.check_fields(&chat, tools, &full.text, example)?;
+        check_fields(&chat, tools, &full.text, example)?;
 
         if template.has_generation_tag() {
             let turns = self.tagged_turns(&chat, &full.text, full.spans, example)?;
@@ -111,7 +111,7 @@ impl Encoder<'_> {
                 continue;
             }
             let text = chat.render_to(index + 1)?;
-            let span = self.last_turn(&chat, &text, index, example)?;
+            let span = Self::last_turn(&chat, &text, index, example)?;
             let turn = Turn { message: Some(index), span, weight, is_tagged: false };
             drafts.push(self.draft(&chat, &text, index + 1, &[turn], since..index, example)?);
             since = index + 1;
@@ -199,7 +199,7 @@ impl Encoder<'_> {
             }
             let weight = self.weight_of(chat.messages, index);
             let span = if index + 1 == count {
-                Some(self.last_turn(chat, text, index, example)?)
+                Some(Self::last_turn(chat, text, index, example)?)
             } else {
                 self.preserved_turn(chat, text, index, example)?
             };
@@ -219,7 +219,7 @@ impl Encoder<'_> {
         index: usize,
         example: &SourcedExample,
     ) -> Result<Option<Range<usize>>, DataError> {
-        let before = self.before(chat, index, example)?;
+        let before = Self::before(chat, index, example)?;
         let with = chat.render_to(index + 1)?;
         if !text.starts_with(&before) {
             return Ok(None);
@@ -248,13 +248,12 @@ impl Encoder<'_> {
 
     /// The last turn of a text: everything after what the model is given to write it.
     fn last_turn(
-        &self,
         chat: &Conversation<'_>,
         text: &str,
         index: usize,
         example: &SourcedExample,
     ) -> Result<Range<usize>, DataError> {
-        let before = self.before(chat, index, example)?;
+        let before = Self::before(chat, index, example)?;
         if text.starts_with(&before) {
             return Ok(before.len()..text.len());
         }
@@ -271,7 +270,7 @@ impl Encoder<'_> {
         })
     }
 
-    fn before(&self, chat: &Conversation<'_>, index: usize, example: &SourcedExample) -> Result<String, DataError> {
+    fn before(chat: &Conversation<'_>, index: usize, example: &SourcedExample) -> Result<String, DataError> {
         chat.render_before(index).map_err(|e| DataError::Border {
             place: Self::place(example),
             message: index + 1,

@@ -9,46 +9,43 @@ use super::chat::Conversation;
 use crate::error::DataError;
 use crate::template::{message_value, tools_value};
 
-impl Encoder<'_> {
-    /// Changes each field in turn and sees whether the rendered text changes. A field without influence is an error: what
-    /// it says would be lost without a word.
-    pub(super) fn check_fields(
-        &self,
-        chat: &Conversation<'_>,
-        tools: &[Tool],
-        full: &str,
-        example: &SourcedExample,
-    ) -> Result<(), DataError> {
-        let unrendered = |field: &str, of: String| DataError::Unrendered {
-            place: Self::place(example),
-            origin: chat.template.origin().to_owned(),
-            field: field.to_owned(),
-            of,
-        };
-        if !tools.is_empty() {
-            let probe = tools_value(&[probe_tool()]);
-            // A template that refuses the probe has looked at it.
-            if chat.template.render_values(&chat.values, &probe, &chat.options).is_ok_and(|text| text == full) {
-                return Err(unrendered("tools", String::new()));
-            }
+/// Changes each field in turn and sees whether the rendered text changes. A field without influence is an error: what
+/// it says would be lost without a word.
+pub(super) fn check_fields(
+    chat: &Conversation<'_>,
+    tools: &[Tool],
+    full: &str,
+    example: &SourcedExample,
+) -> Result<(), DataError> {
+    let unrendered = |field: &str, of: String| DataError::Unrendered {
+        place: Encoder::place(example),
+        origin: chat.template.origin().to_owned(),
+        field: field.to_owned(),
+        of,
+    };
+    if !tools.is_empty() {
+        let probe = tools_value(&[probe_tool()]);
+        // A template that refuses the probe has looked at it.
+        if chat.template.render_values(&chat.values, &probe, &chat.options).is_ok_and(|text| text == full) {
+            return Err(unrendered("tools", String::new()));
         }
-        for (i, message) in chat.messages.iter().enumerate() {
-            let of = || format!(" of message {} ({})", i + 1, message.role.as_str());
-            for (field, changed) in probes(message) {
-                // As the last turn: a template may leave out old reasoning, but not the reasoning of the turn it writes.
-                let before = if i + 1 == chat.messages.len() { Ok(full.to_owned()) } else { chat.render_to(i + 1) };
-                let mut values = chat.values[..=i].to_vec();
-                values[i] = message_value(&changed);
-                let after = chat.template.render_values(&values, &chat.tools, &chat.options);
-                if let (Ok(before), Ok(after)) = (before, after)
-                    && before == after
-                {
-                    return Err(unrendered(&field, of()));
-                }
-            }
-        }
-        Ok(())
     }
+    for (i, message) in chat.messages.iter().enumerate() {
+        let of = || format!(" of message {} ({})", i + 1, message.role.as_str());
+        for (field, changed) in probes(message) {
+            // As the last turn: a template may leave out old reasoning, but not the reasoning of the turn it writes.
+            let before = if i + 1 == chat.messages.len() { Ok(full.to_owned()) } else { chat.render_to(i + 1) };
+            let mut values = chat.values[..=i].to_vec();
+            values[i] = message_value(&changed);
+            let after = chat.template.render_values(&values, &chat.tools, &chat.options);
+            if let (Ok(before), Ok(after)) = (before, after)
+                && before == after
+            {
+                return Err(unrendered(&field, of()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The message with one field at a time changed to something it does not say.
@@ -56,7 +53,7 @@ fn probes(message: &Message) -> Vec<(String, Message)> {
     let mut probes = Vec::new();
     if message.role == Role::Assistant && !message.content.trim().is_empty() {
         let mut changed = message.clone();
-        changed.content = differing(&message.content).to_owned();
+        differing(&message.content).clone_into(&mut changed.content);
         probes.push(("content".to_owned(), changed));
     }
     for i in 0..message.tool_calls.len() {

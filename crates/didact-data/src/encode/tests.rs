@@ -124,6 +124,53 @@ fn the_real_templates_train_what_the_model_writes() {
     }
 }
 
+/// The golden tokenizer with the special tokens of other families.
+fn tokenizer_of_family(template: &str, special: &[&str]) -> Tokenizer {
+    let base = tokenizer(template);
+    let mut inner = base.inner().clone();
+    let tokens = special.iter().map(|&t| tokenizers::AddedToken::from(t, true).normalized(false));
+    inner.add_special_tokens(tokens).expect("tokens are added");
+    let roles = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(role, text)| (role.to_owned(), text.to_owned()));
+    let tokenizer = Tokenizer::from_parts(inner, roles.into()).expect("a tokenizer");
+    tokenizer.with_template(base.template().expect("a template").source(), template).expect("compiles")
+}
+
+#[test]
+fn every_family_trains_the_answer_and_the_token_that_ends_it() {
+    let example = chat(vec![user("Hi"), assistant("Hello"), user("Bye"), assistant("Ciao")]);
+    for (template, ends) in [
+        ("chatml.jinja", "<|im_end|>"),
+        ("smollm2.jinja", "<|im_end|>"),
+        ("chatml_generation.jinja", "<|im_end|>"),
+        ("qwen2_tools.jinja", "<|im_end|>"),
+        ("llama32_tools.jinja", "<|eot_id|>"),
+        ("mistral_tools.jinja", "</s>"),
+        ("gemma.jinja", "<end_of_turn>"),
+        ("phi3.jinja", "<|end|>"),
+    ] {
+        let special = ["<s>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|assistant|>", "<|user|>"];
+        let tokenizer = tokenizer_of_family(template, &special);
+        let encoder = Encoder::new(&tokenizer, EncodeOptions::default()).expect("valid options");
+        let encoded = encoder.encode(&example).expect("encodes");
+        assert_eq!(encoded.len(), 1, "{template}");
+        assert_eq!(encoded[0].end_of_turn_trained, Some(true), "{template}");
+        assert_eq!(encoded[0].straddling, 0, "{template}");
+        let pieces = encoded[0].pieces(&tokenizer).expect("decodes");
+        let trained: Vec<String> =
+            pieces.into_iter().filter(|p| p.weight != 0.0).map(|p| p.text.trim_start().to_owned()).collect();
+        let mut expected = ["Hello", "Ciao"].map(|answer| format!("{answer}{ends}"));
+        if template == "phi3.jinja" {
+            // The conversation ends with the end-of-text token as well.
+            expected[1].push_str("\n</s>");
+        }
+        assert_eq!(trained, expected, "{template}");
+        let text: String = encoded[0].pieces(&tokenizer).expect("decodes").into_iter().map(|p| p.text).collect();
+        let messages = [user("Hi"), assistant("Hello"), user("Bye"), assistant("Ciao")];
+        let rendered = tokenizer.template().expect("a template").render(&messages, &[], &RenderOptions::default());
+        assert_eq!(text, rendered.expect("renders"), "the tokens spell what the template prints");
+    }
+}
+
 #[test]
 fn a_template_that_closes_the_last_turn_with_more_is_followed() {
     // As Phi: the end-of-text token comes after the whole conversation only.
@@ -354,7 +401,9 @@ fn long_text_is_split_without_losing_a_target() {
         let weight: f64 = pieces.iter().map(|p| p.sequence.total_weight()).sum();
         assert_eq!(weight, whole.sequence.total_weight(), "{targets} targets per sequence");
         let mut ids = vec![whole.sequence.ids[0]];
-        pieces.iter().for_each(|p| ids.extend(&p.sequence.ids[1..]));
+        for piece in &pieces {
+            ids.extend(&piece.sequence.ids[1..]);
+        }
         assert_eq!(ids, whole.sequence.ids);
         let cut = &encode(CHATML, options(LongText::Truncate), &example).expect("encodes")[0];
         assert_eq!(cut.sequence.len(), whole.sequence.len().min(targets + 1));

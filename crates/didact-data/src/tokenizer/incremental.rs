@@ -77,7 +77,7 @@ impl IncrementalDecoder {
             done += chunk.valid().len();
             let invalid = chunk.invalid();
             let at_end = done + invalid.len() == self.pending.len();
-            if !invalid.is_empty() && !(at_end && may_continue(invalid)) {
+            if !invalid.is_empty() && (!at_end || !may_continue(invalid)) {
                 out.push('\u{fffd}');
                 done += invalid.len();
             }

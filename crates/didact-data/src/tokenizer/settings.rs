@@ -85,13 +85,11 @@ fn find_template(dir: &Path, config: &mut Map<String, Value>) -> Result<Option<(
                 named.iter().find(|t| wanted.is_none() || t.get("name").and_then(Value::as_str) == wanted)
             };
             let Some(template) = entry(Some("default")).or_else(|| entry(None)) else { return Ok(None) };
-            match template.get("template").and_then(Value::as_str) {
-                Some(source) => source.to_owned(),
-                None => {
-                    let what = "an entry of `chat_template` has no `template`".into();
-                    return Err(DataError::Json { path: origin, what });
-                }
-            }
+            let Some(source) = template.get("template").and_then(Value::as_str) else {
+                let what = "an entry of `chat_template` has no `template`".into();
+                return Err(DataError::Json { path: origin, what });
+            };
+            source.to_owned()
         }
         None | Some(Value::Null) => return Ok(None),
         Some(_) => {

@@ -65,7 +65,7 @@ fn a_saved_tokenizer_comes_back_the_same() {
             (again.bos(), again.pad(), again.adds_bos()),
             (tokenizer.bos(), tokenizer.pad(), tokenizer.adds_bos())
         );
-        assert_eq!(again.template().map(|t| t.source()), tokenizer.template().map(|t| t.source()));
+        assert_eq!(again.template().map(ChatTemplate::source), tokenizer.template().map(ChatTemplate::source));
         again.save(dir.path().join("again")).expect("saves");
         for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
             let (a, b) = (files::read(path.join(file)), files::read(dir.path().join("again").join(file)));
