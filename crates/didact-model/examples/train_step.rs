@@ -51,7 +51,7 @@ fn main() {
         println!(
             "step {step}: loss {mean:.5}, forward {:.3} s, backward {:.3} s, {:.0} tokens/s",
             forward.as_secs_f64(),
-            (total - forward).as_secs_f64(),
+            total.saturating_sub(forward).as_secs_f64(),
             tokens as f64 / total.as_secs_f64()
         );
     }

@@ -338,14 +338,14 @@ impl ModelConfig {
         let value = |key: &str, found: String, expected: String| {
             Err(ModelError::KeyValue { path: path.to_owned(), key: key.to_owned(), found, expected })
         };
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return value(
                 "num_key_value_heads",
                 self.num_key_value_heads.to_string(),
                 format!("a divisor of num_attention_heads ({})", self.num_attention_heads),
             );
         }
-        if self.rope.is_some() && self.head_dim % 2 != 0 {
+        if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
             return value("head_dim", self.head_dim.to_string(), "an even number, as rotary embedding needs".into());
         }
         for (key, ids) in [

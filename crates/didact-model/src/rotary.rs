@@ -4,6 +4,10 @@
 //!
 //! # Reference
 //! Su et al., 2021, arXiv:2104.09864.
+#![expect(
+    clippy::inline_always,
+    reason = "the loops that call these are compiled for vectors only where they are inlined"
+)]
 
 use crate::config::ModelConfig;
 use crate::ops::real::Real;

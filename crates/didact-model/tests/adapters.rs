@@ -128,7 +128,7 @@ fn what_is_not_plain_lora_is_refused_by_name() {
         edit(dir.path(), key, value);
         let error = Adapter::read(dir.path(), &model).unwrap_err().to_string();
         assert!(error.contains(shown), "{error}");
-        didact_core::files::write_atomic(&dir.path().join("adapter_config.json"), good.as_bytes()).unwrap();
+        didact_core::files::write_atomic(dir.path().join("adapter_config.json"), good.as_bytes()).unwrap();
     }
     let error = Adapter::read(dir.path(), &config("gpt2")).unwrap_err().to_string();
     assert!(

@@ -1,4 +1,8 @@
 //! The feed-forward's non-linearity, plain or gated.
+#![expect(
+    clippy::inline_always,
+    reason = "the loops that call these are compiled for vectors only where they are inlined"
+)]
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;

@@ -174,7 +174,9 @@ fn scaled<E: Real>(mut gradient: FlexTensor, factor: E) -> FlexTensor {
         return gradient;
     }
     gradient.storage_mut::<E>().par_chunks_mut(1 << 14).for_each(|part| {
-        part.iter_mut().for_each(|v| *v = *v * factor);
+        for v in part {
+            *v = *v * factor;
+        }
     });
     gradient
 }

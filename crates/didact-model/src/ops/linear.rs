@@ -327,7 +327,9 @@ fn forward<E: Real>(
             let input = Rows { data: dropped.as_deref().unwrap_or(x), count: n, width: inputs, stride: inputs };
             let mut h = E::low_rank_project(input, &transposed(values(a), inputs), rank);
             let scale = E::of(w.branch.scale);
-            h.iter_mut().for_each(|v| *v = *v * scale);
+            for v in &mut h {
+                *v = *v * scale;
+            }
             E::low_rank_update(&mut y[offset..], width, outputs, &h, &transposed(values(b), rank), rank);
             hidden[index] = Some(tensor(h, [n, rank]));
         }
@@ -396,7 +398,9 @@ fn backward<E: Real>(
             }
             let mut dh = E::low_rank_project(dy, values(b), rank);
             let scale = E::of(w.branch.scale);
-            dh.iter_mut().for_each(|v| *v = *v * scale);
+            for v in &mut dh {
+                *v = *v * scale;
+            }
             if needs_a {
                 let dropped = w.branch.dropout.map(|dropout| {
                     let mut dropped = vec![E::ZERO; x.len()];

@@ -1,4 +1,8 @@
 //! Normalisation over the last dimension: RMS norm, layer norm, and the RMS norm of query and key heads.
+#![expect(
+    clippy::inline_always,
+    reason = "the loops that call these are compiled for vectors only where they are inlined"
+)]
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;

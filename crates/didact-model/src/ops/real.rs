@@ -2,6 +2,10 @@
 //!
 //! Every hand-written forward and backward in this module is generic over [`Real`], so that the very code that trains
 //! can be run in `f64` and held against the operator composed from Burn's own tensor functions.
+#![expect(
+    clippy::inline_always,
+    reason = "the loops that call these are compiled for vectors only where they are inlined"
+)]
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 

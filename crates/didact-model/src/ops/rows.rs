@@ -1,4 +1,8 @@
 //! Row arithmetic that several operators share: dot products with a fixed order and sums over rows.
+#![expect(
+    clippy::inline_always,
+    reason = "the loops that call these are compiled for vectors only where they are inlined"
+)]
 
 use std::ops::Range;
 

@@ -110,10 +110,10 @@ impl Case<'_> {
             &self.finite_differences(self.composed),
             GRAD_F64,
         );
-        compare(self.name, "values f64", &[fused.values.clone()], &[composed.values], SAME_F64);
+        compare(self.name, "values f64", std::slice::from_ref(&fused.values), &[composed.values], SAME_F64);
         compare(self.name, "hand-written f64 against composed", &fused.gradients, &composed.gradients, SAME_F64);
         let single = self.run(self.fused, &inputs, DType::F32);
-        compare(self.name, "values f32", &[single.values], &[fused.values.clone()], SUMS_F32);
+        compare(self.name, "values f32", &[single.values], std::slice::from_ref(&fused.values), SUMS_F32);
         compare(self.name, "f32 against f64", &single.gradients, &fused.gradients, SUMS_F32);
         if let Some(bf16) = self.bf16 {
             let half = self.run(bf16, &inputs, DType::F32);

@@ -280,7 +280,7 @@ impl Checkpoint {
         let mut hasher = Hasher::new();
         match &self.files {
             Files::Safetensors(shards) => {
-                hasher.field("config", &files::read(&self.path.join("config.json"))?);
+                hasher.field("config", &files::read(self.path.join("config.json"))?);
                 for shard in shards {
                     hasher.field("weights", hash_file(&shard.path)?.to_string().as_bytes());
                 }
