@@ -5,7 +5,8 @@ use crate::error::MethodError;
 use crate::pipeline::Pipeline;
 use crate::recipe::Recipe;
 use crate::report::{RunReport, failing_stage};
-use didact_core::progress::Level;
+use crate::stages::{prepare, train};
+use didact_core::progress::{Level, Reporter};
 use didact_core::run::RunDir;
 use didact_core::seed::Streams;
 use didact_core::stage::{StageError, execute, preview};
@@ -34,6 +35,7 @@ pub fn run(recipe: &Recipe, options: &RunOptions<'_>) -> Result<RunReport, Metho
         show(&report, *reporter);
         return Ok(report);
     }
+    show_ledger_again(&run, &pipeline, *reporter)?;
     let result = execute(&run, &pipeline.stages, Streams::new(recipe.seed()), cancel, *reporter);
     pipeline.meter.peak((env.peak_memory)());
     let outcomes = match result {
@@ -58,7 +60,19 @@ pub fn run(recipe: &Recipe, options: &RunOptions<'_>) -> Result<RunReport, Metho
     Ok(report)
 }
 
-fn show(report: &RunReport, reporter: &dyn didact_core::progress::Reporter) {
+/// Shows the ledger before training goes on in a process that did not count it itself.
+fn show_ledger_again(run: &RunDir, pipeline: &Pipeline, reporter: &dyn Reporter) -> Result<(), MethodError> {
+    let stages = preview(run, &pipeline.stages)?;
+    let is_there = |wanted: &str| stages.iter().position(|(name, is_there)| name == wanted && *is_there);
+    if let Some(index) = is_there(prepare::NAME)
+        && is_there(train::NAME).is_none()
+    {
+        prepare::Prepared::read(&run.stage_dir(index, prepare::NAME))?.show(reporter);
+    }
+    Ok(())
+}
+
+fn show(report: &RunReport, reporter: &dyn Reporter) {
     for table in report.tables() {
         reporter.table(&table);
     }

@@ -275,7 +275,12 @@ fn a_stop_is_no_failure_and_the_same_call_goes_on() {
     let error = run(&recipe, &stopped).expect_err("stopped");
     assert!(matches!(error, MethodError::Stopped { .. }), "{error}");
     assert_eq!(error.fault(), Fault::Stopped);
-    let report = finished(&recipe, &options(&at, &Silent));
+    let titles = Titles::default();
+    let report = finished(&recipe, &options(&at, &titles));
+    assert!(
+        titles.0.lock().expect("nobody panicked").iter().any(|t| t.contains("ledger")),
+        "the ledger is shown again"
+    );
     let straight = finished(&recipe, &options(&dir.path().join("straight"), &Silent));
     let contents = |r: &RunReport| r.stages.iter().map(|s| s.content.clone()).collect::<Vec<_>>();
     assert_eq!(contents(&report), contents(&straight), "stopping changes no bit");

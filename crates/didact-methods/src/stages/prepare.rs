@@ -17,6 +17,7 @@ use didact_data::batch::TrainingSet;
 use didact_data::encode::{EncodeOptions, Encoded, Encoder, LongText};
 use didact_data::ledger::LossLedger;
 use didact_data::packing::Packing;
+use didact_data::prepare::EncodeQueue;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_train::TrainConfig;
 use serde_json::{Value, json};
@@ -121,14 +122,11 @@ impl PrepareStage {
         let mut held_out = SequenceWriter::create(dir.join(HELD_OUT))?;
         let mut samples = Vec::new();
         let mut done = 0;
-        let mut sink = |side: Side, row: SourcedExample| -> Result<(), MethodError> {
-            if cancel.is_cancelled() {
-                return Err(MethodError::Stopped { run_dir: dir.to_owned() });
-            }
-            for encoded in encoder.encode(&row)? {
+        let mut keep = |side: Side, row: SourcedExample, encoded: Vec<Encoded>| -> Result<(), MethodError> {
+            for encoded in &encoded {
                 match side {
-                    Side::Train if ledger.add(&encoded) => push(&mut train, &encoded)?,
-                    Side::HeldOut if encoded.has_targets() => push(&mut held_out, &encoded)?,
+                    Side::Train if ledger.add(encoded) => push(&mut train, encoded)?,
+                    Side::HeldOut if encoded.has_targets() => push(&mut held_out, encoded)?,
                     _ => {}
                 }
             }
@@ -141,6 +139,13 @@ impl PrepareStage {
             }
             Ok(())
         };
+        let mut queue = EncodeQueue::new(&encoder);
+        let mut sink = |side: Side, row: SourcedExample| -> Result<(), MethodError> {
+            if cancel.is_cancelled() {
+                return Err(MethodError::Stopped { run_dir: dir.to_owned() });
+            }
+            queue.push(side, row, &mut keep)
+        };
         let notes = match &self.source {
             RowSource::Toolworld => {
                 let dir = toolworld_dir.expect("the stage that makes the rows comes before");
@@ -148,6 +153,7 @@ impl PrepareStage {
             }
             RowSource::Data { settings, text_only, .. } => Rows::new(settings, *text_only, streams).visit(&mut sink)?,
         };
+        queue.flush(&mut keep)?;
         reporter.count(NAME, "rows", done, Some(done));
         train.finish()?;
         held_out.finish()?;
