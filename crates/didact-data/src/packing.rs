@@ -186,15 +186,12 @@ fn best_fit_decreasing(mut pieces: Vec<Piece>, capacity: u32) -> Vec<Vec<Piece>>
     let mut open: BTreeSet<(u32, u32)> = BTreeSet::new();
     for piece in pieces {
         let fit = open.range((piece.len, 0)..).next().copied();
-        let (room, row) = match fit {
-            Some(found) => {
-                open.remove(&found);
-                found
-            }
-            None => {
-                rows.push(Vec::new());
-                (capacity, (rows.len() - 1) as u32)
-            }
+        let (room, row) = if let Some(found) = fit {
+            open.remove(&found);
+            found
+        } else {
+            rows.push(Vec::new());
+            (capacity, (rows.len() - 1) as u32)
         };
         rows[row as usize].push(piece);
         if room - piece.len >= 2 {

@@ -207,7 +207,7 @@ fn detection_says_what_it_chose_and_from_which_keys() {
     file(&dir, "b.jsonl", r#"{"messages": [{"role": "user", "content": "hi", "mood": "good"}], "id": 8}"#);
     file(&dir, "c.jsonl", r#"{"instruction": "do", "output": "done"}"#);
     let mut stream = open(&source(dir.path())).expect("found");
-    assert_eq!(stream.by_ref().filter(Result::is_ok).count(), 3);
+    assert_eq!(stream.by_ref().flatten().count(), 3);
     let said: Vec<String> = stream.detections().iter().map(ToString::to_string).collect();
     let root = dir.path().display();
     assert_eq!(

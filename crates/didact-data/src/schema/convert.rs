@@ -361,16 +361,12 @@ fn alpaca(root: &At, row: &Row) -> Result<Example, Misfit> {
         for (i, pair) in root.list(row, "history")?.iter().enumerate() {
             let at = root.item("history", i);
             let texts: Option<Vec<_>> = pair.as_array().map(|pair| pair.iter().filter_map(Value::as_str).collect());
-            match (texts.as_deref(), pair.as_array().map(Vec::len)) {
-                (Some([question, answer]), Some(2)) => {
-                    turns.push(Message::new(Role::User, *question));
-                    turns.push(Message::new(Role::Assistant, *answer));
-                }
-                _ => {
-                    let expected = "a pair of strings (what was asked, what was answered)";
-                    return Err(at.misfit_here(RowCause::Type { expected, found: type_name(pair) }));
-                }
-            }
+            let (Some([question, answer]), Some(2)) = (texts.as_deref(), pair.as_array().map(Vec::len)) else {
+                let expected = "a pair of strings (what was asked, what was answered)";
+                return Err(at.misfit_here(RowCause::Type { expected, found: type_name(pair) }));
+            };
+            turns.push(Message::new(Role::User, *question));
+            turns.push(Message::new(Role::Assistant, *answer));
         }
     }
     let instruction = root.string(row, "instruction")?;
