@@ -46,6 +46,7 @@ TEXTS = [
     " ",
     "The cat sat.",
     "  leading and trailing  ",
+    "2024 2025 1000000 12345 20241 (100) f(x): x+1 DON'T don't We're\n\n\nfor",
     "1 22 333 4444 55555 3.14159 a1b2 ٣٤ ½",
     "Don't DON'T I'LL we've 'quoted'",
     "tabs\tand\n\n\nlines \r\n end\n",
@@ -64,12 +65,14 @@ def main():
         tok = Tokenizer(models.BPE(ignore_merges=ignore_merges))
         if normalizer:
             tok.normalizer = normalizer
-        tok.pre_tokenizer = pre_tokenizer
+        # Trained on longer words than it will be given, so that a wrong pre-tokenizer shows in the ids.
+        tok.pre_tokenizer = split(r"\s*[^\s]+|\s+")
         tok.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
         tok.train_from_iterator(CORPUS, trainer)
+        tok.pre_tokenizer = pre_tokenizer
         tok.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("</tool>", normalized=False)])
         size = tok.get_vocab_size()
         tokens = [tok.id_to_token(i) for i in range(size)]
