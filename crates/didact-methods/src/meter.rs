@@ -1,6 +1,7 @@
 //! What a run takes, predicted and measured. Nothing that is trained depends on it.
 
 use crate::error::MethodError;
+use crate::stages::{evaluate, export, train};
 use didact_core::files;
 use didact_model::ModelConfig;
 use didact_model::memory::{TrainingShape, to_run, to_train};
@@ -26,6 +27,9 @@ pub struct Readings {
     pub predicted_train_s: Option<f64>,
     /// Seconds of training in the process that finished it.
     pub train_s: Option<f64>,
+    /// Seconds of all stages as predicted after the first steps of training: those before it as measured, and measuring
+    /// afterwards as long as before.
+    pub predicted_s: Option<f64>,
     /// Tokens per second while training.
     pub train_tokens_per_s: Option<f64>,
     /// Seconds of each stage in the process that finished it.
@@ -118,10 +122,12 @@ impl Meter {
         let new = self.readings();
         let mut stages = old.stages;
         stages.extend(new.stages);
+        let predicted_train_s = new.predicted_train_s.or(old.predicted_train_s);
         let all = Readings {
+            predicted_s: predicted_train_s.and_then(|train| whole(train, &stages)),
             predicted_memory_bytes: new.predicted_memory_bytes.max(old.predicted_memory_bytes),
             peak_memory_bytes: new.peak_memory_bytes.max(old.peak_memory_bytes),
-            predicted_train_s: new.predicted_train_s.or(old.predicted_train_s),
+            predicted_train_s,
             train_s: new.train_s.or(old.train_s),
             train_tokens_per_s: new.train_tokens_per_s.or(old.train_tokens_per_s),
             stages,
@@ -129,6 +135,17 @@ impl Meter {
         files::write_atomic(&path, &serde_json::to_vec_pretty(&all).expect("readings are plain data"))?;
         Ok(all)
     }
+}
+
+/// Seconds of all stages, predicted from those of training and of the stages before it.
+fn whole(train_s: f64, stages: &BTreeMap<String, f64>) -> Option<f64> {
+    let measuring = stages.get(evaluate::BEFORE)?;
+    let before: f64 = stages
+        .iter()
+        .filter(|(name, _)| ![train::NAME, export::NAME, evaluate::AFTER].contains(&name.as_str()))
+        .map(|(_, s)| s)
+        .sum();
+    Some(before + train_s + measuring)
 }
 
 #[cfg(test)]
@@ -167,11 +184,14 @@ mod tests {
         first.training(10.0, Some(11.0), 500.0);
         first.peak(Some(7));
         first.save(dir.path()).expect("writable");
+        first.stage("evaluate-before", 3.0);
+        first.stage("train", 10.0);
+        assert_eq!(first.save(dir.path()).expect("writable").predicted_s, Some(1.0 + 3.0 + 11.0 + 3.0));
         let second = Meter::new(None, false);
         second.stage("export", 2.0);
         second.peak(Some(5));
         let all = second.save(dir.path()).expect("writable");
         assert_eq!((all.train_s, all.peak_memory_bytes), (Some(10.0), Some(7)));
-        assert_eq!(all.stages.len(), 2);
+        assert_eq!(all.stages.len(), 4);
     }
 }

@@ -195,13 +195,15 @@ impl RunReport {
     }
 
     fn cost(&self) -> Table {
-        let Readings { predicted_memory_bytes, peak_memory_bytes, predicted_train_s, train_s, .. } = &self.readings;
+        let Readings {
+            predicted_memory_bytes, peak_memory_bytes, predicted_train_s, train_s, predicted_s, stages, ..
+        } = &self.readings;
         let memory = |bytes: &Option<u64>| bytes.map_or_else(|| "-".to_owned(), gigabytes);
         let seconds = |s: &Option<f64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s:.0} s"));
         let rows = vec![
             vec!["peak memory".into(), memory(predicted_memory_bytes), memory(peak_memory_bytes)],
             vec!["training".into(), seconds(predicted_train_s), seconds(train_s)],
-            vec!["whole run".into(), "-".into(), seconds(&Some(self.wall_s))],
+            vec!["all stages".into(), seconds(predicted_s), seconds(&Some(stages.values().sum()))],
         ];
         Table { title: "cost".into(), columns: strings(["", "predicted", "measured"]), rows }
     }
