@@ -21,6 +21,10 @@ pub(crate) enum Status {
     Done,
     /// The thing asked for was checked and is not so.
     NotSo,
+    /// Some of many things failed; the rest is printed.
+    Partly,
+    /// The user asked for a stop; what there is is printed.
+    Stopped,
 }
 
 impl Status {
@@ -28,6 +32,8 @@ impl Status {
         match self {
             Self::Done => ExitCode::SUCCESS,
             Self::NotSo => ExitCode::from(3),
+            Self::Partly => ExitCode::FAILURE,
+            Self::Stopped => ExitCode::from(signals::exit_code()),
         }
     }
 }
@@ -281,7 +287,6 @@ fn classify(error: &anyhow::Error) -> Option<&dyn Classify> {
             cause,
             UsageError,
             crate::commands::run::Stopped,
-            crate::commands::generate::Interrupted,
             PullError,
             didact_methods::MethodError,
             didact_methods::RecipeError,

@@ -38,7 +38,7 @@ struct Cpu {
 
 #[derive(Serialize)]
 struct Memory {
-    total_bytes: u64,
+    total_bytes: Option<u64>,
     free_bytes: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ const VARIABLES: [&str; 14] = [
 pub(crate) fn run(threads: usize, output: &Output) -> anyhow::Result<Status> {
     let report = Report {
         version: super::version(),
-        os: sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned()),
+        os: sysinfo::System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
         cpu: Cpu {
             name: cpu_name(),
             architecture: std::env::consts::ARCH,
@@ -168,7 +168,8 @@ fn variable(name: &'static str) -> Option<Variable> {
 
 fn text(report: &Report, output: &Output) -> String {
     let cpu = &report.cpu;
-    let free = report.memory.free_bytes.map_or("unknown".to_owned(), bytes);
+    let known = |amount: Option<u64>| amount.map_or("unknown".to_owned(), bytes);
+    let (free, total) = (known(report.memory.free_bytes), known(report.memory.total_bytes));
     let bf16 = if cpu.bf16 { "in hardware" } else { "rounded and multiplied in f32: no faster than f32" };
     let mut rows = vec![
         ["version".to_owned(), report.version.clone()],
@@ -178,7 +179,7 @@ fn text(report: &Report, output: &Output) -> String {
         ["features".to_owned(), cpu.features.join(" ")],
         ["kernels".to_owned(), format!("{} (this machine has {})", cpu.level, cpu.levels.join(", "))],
         ["bf16".to_owned(), bf16.to_owned()],
-        ["memory".to_owned(), format!("{free} free of {}", bytes(report.memory.total_bytes))],
+        ["memory".to_owned(), format!("{free} free of {total}")],
         ["sandbox".to_owned(), report.sandbox.note.to_owned()],
     ];
     for device in &report.devices {

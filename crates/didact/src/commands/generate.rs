@@ -11,7 +11,7 @@ use didact_core::example::Example;
 use didact_core::files;
 use didact_core::generate::{Completion, FinishReason, Generator, Prompt, Request, RequestError, Sampling};
 use didact_core::message::{Message, Role, Tool};
-use didact_data::schema::{FieldNames, Schema, convert};
+use didact_data::schema::{FieldNames, Misfit, Schema, convert};
 use didact_data::template::RenderOptions;
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalGenerator, Options};
@@ -111,32 +111,26 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
     generator.generate(&requests, &mut |index, answer| printer.add(index, answer), &cancel)?;
     let seconds = started.elapsed().as_secs_f64();
     let report = printer.finish(seconds);
+    let reasons: Vec<&String> = report.completions.iter().filter_map(|row| row.error.as_ref()).collect();
+    if let (Some(reason), true) = (reasons.first(), reasons.len() == prompts.len()) {
+        return Err(usage(format!("no prompt could be answered: {reason}"), "give shorter prompts, or see --help"));
+    }
+    for (index, reason) in report.completions.iter().filter_map(|row| Some((row.index, row.error.as_ref()?))) {
+        output.warn(&format!("prompt {} was not answered: {reason}", index + 1));
+    }
     if output.is_json() {
         output.result(&report, String::new)?;
     } else {
         output.note(&format!("{} new tokens, {:.1} per second", report.new_tokens, report.tokens_per_s));
     }
-    if cancel.is_cancelled() {
-        return Err(Interrupted.into());
-    }
-    if report.failed > 0 {
-        return Err(usage(
-            format!("{} of {} prompts could not be answered", report.failed, prompts.len()),
-            "the others were; see the reason beside each",
-        ));
-    }
-    Ok(Status::Done)
-}
-
-/// The user stopped the generation.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped; the answers so far are printed")]
-pub(crate) struct Interrupted;
-
-impl didact_core::fault::Classify for Interrupted {
-    fn fault(&self) -> didact_core::fault::Fault {
-        didact_core::fault::Fault::Stopped
-    }
+    Ok(if cancel.is_cancelled() {
+        output.note("stopped; the answers so far are printed");
+        Status::Stopped
+    } else if report.failed > 0 {
+        Status::Partly
+    } else {
+        Status::Done
+    })
 }
 
 fn requests(args: &GenerateArgs, global: &Global, prompts: &[String]) -> Vec<Request> {
@@ -188,7 +182,8 @@ fn prompts(args: &GenerateArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Str
             (None, true) => match convert(Schema::Messages, &row, &FieldNames::default()) {
                 Ok(Example::Chat { messages, tools }) => render(&messages, &tools)?,
                 Ok(_) => return Err(at("it is no conversation".to_owned())),
-                Err(misfit) => return Err(at(misfit.to_string())),
+                Err(Misfit { key: Some(key), cause }) => return Err(at(format!("`{key}`: {cause}"))),
+                Err(Misfit { key: None, cause }) => return Err(at(cause.to_string())),
             },
             (Some(_), true) => return Err(at("it has both `prompt` and `messages`".to_owned())),
             (None, false) => return Err(at("it has neither `prompt` nor `messages`".to_owned())),
@@ -221,12 +216,10 @@ impl Printer<'_> {
 
     fn print(&self, index: usize) {
         for row in self.rows(index) {
-            if self.is_lines {
+            if self.is_lines && row.error.is_none() {
                 self.output.piece(&Value::to_string(&serde_json::to_value(&row).unwrap_or_default()));
             } else if let Some(text) = &row.text {
                 self.output.piece(text);
-            } else if let Some(error) = &row.error {
-                self.output.warn(error);
             }
         }
     }

@@ -169,15 +169,15 @@ impl PullError {
     /// Puts the hub client's errors into ours; `what` is what was asked for.
     pub(super) fn from_hub(error: HFError, endpoint: &str, repo: &str, what: &str) -> Self {
         let endpoint = endpoint.to_owned();
-        let says = |context: &hf_hub::HttpErrorContext| {
-            context.server_message.as_deref().map_or(String::new(), |m| format!(": {}", first_line(m)))
+        let says = |message: &Option<String>| {
+            message.as_deref().map_or(String::new(), |m| format!(": {}", first_line(m)))
         };
         match error {
             HFError::AuthRequired { context } | HFError::Forbidden { context } => Self::Refused {
                 endpoint,
                 repo: repo.to_owned(),
                 status: context.status.as_u16(),
-                message: says(&context),
+                message: says(&context.server_message),
             },
             HFError::RepoNotFound { .. } => Self::NotFound { endpoint, what: format!("repository `{repo}`") },
             HFError::RevisionNotFound { .. } | HFError::EntryNotFound { .. } => {
@@ -187,7 +187,7 @@ impl PullError {
                 endpoint,
                 what: what.to_owned(),
                 status: context.status.as_u16(),
-                message: says(&context),
+                message: says(&context.server_message),
             },
             HFError::Request { source, .. } => Self::Unreachable { endpoint, source: Box::new(source) },
             other => Self::Answer { endpoint, what: what.to_owned(), problem: other.to_string() },

@@ -11,10 +11,9 @@ mod pull;
 mod registry;
 mod repository;
 
-pub(crate) use cache::Source;
 pub(crate) use error::PullError;
 pub(crate) use named::is_named;
-pub(crate) use pull::{PullRequest, Pulled, SourceKind, pull, resolve};
+pub(crate) use pull::{PullRequest, SourceKind, pull, resolve};
 
 /// Where a pull stands.
 #[derive(Debug, Clone, Copy)]

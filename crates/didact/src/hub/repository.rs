@@ -15,7 +15,6 @@ use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{HeaderMap, LOCATION, RANGE};
 use reqwest::redirect::Policy;
-use sha2::{Digest, Sha256};
 
 use super::cache::{self, PulledFile};
 use super::error::{PullError, first_line};
