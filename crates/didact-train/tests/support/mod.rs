@@ -18,10 +18,10 @@ use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_model::{Decoder, ModelConfig};
 use didact_train::{Hook, HookResult, LoraTable, Session, StepResult, TrainConfig, TrainError, TrainOutcome, Trainer};
 
-pub const VOCABULARY: u32 = 61;
+pub(crate) const VOCABULARY: u32 = 61;
 
 /// A llama of two layers with two query heads on one key head.
-pub fn model_config(is_tied: bool) -> ModelConfig {
+pub(crate) fn model_config(is_tied: bool) -> ModelConfig {
     let json = format!(
         r#"{{"model_type": "llama", "vocab_size": {VOCABULARY}, "hidden_size": 16, "intermediate_size": 32,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
@@ -30,12 +30,12 @@ pub fn model_config(is_tied: bool) -> ModelConfig {
     ModelConfig::from_json(Path::new("built in"), &json).expect("a complete configuration")
 }
 
-pub fn decoder() -> Decoder {
+pub(crate) fn decoder() -> Decoder {
     Decoder::init(&model_config(false), &Streams::new(1), &Device::flex())
 }
 
 /// With an adapter that drops inputs.
-pub fn adapted_decoder() -> Decoder {
+pub(crate) fn adapted_decoder() -> Decoder {
     let mut decoder = decoder();
     let lora = LoraTable { rank: 3, dropout: 0.25, ..LoraTable::default() }.to_model();
     decoder.add_lora(&lora, &Streams::new(2)).expect("valid settings");
@@ -43,7 +43,7 @@ pub fn adapted_decoder() -> Decoder {
 }
 
 /// Sequences of 4 to 23 tokens. The share that is trained, and the weights, differ much from one to the next.
-pub fn sequences(count: u32, seed: u32) -> Vec<Sequence> {
+pub(crate) fn sequences(count: u32, seed: u32) -> Vec<Sequence> {
     (0..count)
         .map(|n| {
             let len = 4 + (n * 7 + seed) % 20;
@@ -58,7 +58,7 @@ pub fn sequences(count: u32, seed: u32) -> Vec<Sequence> {
 }
 
 /// The sequences in a store; sequence `n` comes from row `n + 1` of `made-up.jsonl`.
-pub fn store(directory: &Path, sequences: &[Sequence]) -> SequenceStore {
+pub(crate) fn store(directory: &Path, sequences: &[Sequence]) -> SequenceStore {
     let mut writer = SequenceWriter::create(directory).expect("a store can be created");
     for (n, sequence) in sequences.iter().enumerate() {
         let origin = Origin { source: "made-up", path: "made-up.jsonl", row: n as u64 + 1 };
@@ -69,38 +69,38 @@ pub fn store(directory: &Path, sequences: &[Sequence]) -> SequenceStore {
 }
 
 /// A directory with training and held-out data, and a run in it.
-pub struct Place {
-    directory: tempfile::TempDir,
-    pub train: Vec<Sequence>,
-    pub eval: Vec<Sequence>,
-    pub packing: Packing,
+pub(crate) struct Place {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) train: Vec<Sequence>,
+    pub(crate) eval: Vec<Sequence>,
+    pub(crate) packing: Packing,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         Self { directory, train: sequences(20, 0), eval: sequences(6, 5), packing: Packing::BestFit }
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("run")
     }
 
-    pub fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.root().join("checkpoints")
     }
 
-    pub fn train_set(&self, config: &TrainConfig) -> TrainingSet {
+    pub(crate) fn train_set(&self, config: &TrainConfig) -> TrainingSet {
         let store = store(&self.directory.path().join("train"), &self.train);
         TrainingSet::new(store, config.max_seq_len, self.packing, config.batch_size, Streams::new(7))
     }
 
-    pub fn eval_set(&self, config: &TrainConfig) -> TrainingSet {
+    pub(crate) fn eval_set(&self, config: &TrainConfig) -> TrainingSet {
         let store = store(&self.directory.path().join("eval"), &self.eval);
         TrainingSet::in_order(store, config.max_seq_len, self.packing, config.batch_size)
     }
 
-    pub fn session<'a>(&self, cancel: &Cancel, reporter: &'a dyn Reporter) -> Session<'a> {
+    pub(crate) fn session<'a>(&self, cancel: &Cancel, reporter: &'a dyn Reporter) -> Session<'a> {
         didact_core::files::create_dir_all(self.root()).expect("a directory can be created");
         Session {
             run_root: self.root(),
@@ -113,7 +113,7 @@ impl Place {
     }
 
     /// Trains `decoder`; `probe` watches and may interfere.
-    pub fn run(
+    pub(crate) fn run(
         &self,
         decoder: &mut Decoder,
         config: &TrainConfig,
@@ -126,23 +126,23 @@ impl Place {
     }
 
     /// Everything that must repeat: all bits of the checkpoints, and the metrics.
-    pub fn bits(&self) -> (Digest, Vec<u8>) {
+    pub(crate) fn bits(&self) -> (Digest, Vec<u8>) {
         let checkpoints = hash_dir(self.checkpoints(), |_| false).expect("checkpoints can be read");
         (checkpoints, std::fs::read(self.root().join(METRICS)).expect("metrics can be read"))
     }
 }
 
 /// All numbers of a model, by name.
-pub fn weights(decoder: &Decoder) -> Vec<(String, Vec<f32>)> {
+pub(crate) fn weights(decoder: &Decoder) -> Vec<(String, Vec<f32>)> {
     decoder.parameters().iter().map(|(_, parameter)| (parameter.name().to_owned(), parameter.to_vec())).collect()
 }
 
 /// Keeps what a reporter is told.
 #[derive(Default)]
-pub struct Notes(Mutex<Vec<String>>);
+pub(crate) struct Notes(Mutex<Vec<String>>);
 
 impl Notes {
-    pub fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().expect("no panic while it was held").clone()
     }
 }
@@ -155,7 +155,7 @@ impl Reporter for Notes {
 
 /// What a probe does after its step.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Deed {
+pub(crate) enum Deed {
     /// Raises the flag, as Ctrl-C does.
     Cancel,
     /// Fails, which saves nothing: as a kill does, but within a test.
@@ -163,25 +163,25 @@ pub enum Deed {
 }
 
 /// A hook that stops a training after some step, and otherwise counts.
-pub struct Probe {
-    pub cancel: Cancel,
+pub(crate) struct Probe {
+    pub(crate) cancel: Cancel,
     deed: Option<(u64, Deed)>,
     seen: u64,
 }
 
 impl Probe {
-    pub fn idle() -> Self {
+    pub(crate) fn idle() -> Self {
         Self { cancel: Cancel::new(), deed: None, seen: 0 }
     }
 
-    pub fn after(step: u64, deed: Deed) -> Self {
+    pub(crate) fn after(step: u64, deed: Deed) -> Self {
         Self { deed: Some((step, deed)), ..Self::idle() }
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("a deliberate failure")]
-pub struct Deliberate;
+pub(crate) struct Deliberate;
 
 impl Classify for Deliberate {
     fn fault(&self) -> Fault {
