@@ -243,12 +243,12 @@ fn bad_data_is_refused_naming_file_row_and_cause() {
         let mut changed = rows.clone();
         changed[2] = bad;
         world.write("bad.jsonl", &changed.join("\n"));
-        let arguments = sft("bad", &["--set", "data.path=bad.jsonl"]);
+        let arguments = sft("bad", &["--set", "data.path=bad.jsonl", "--fresh"]);
         let stderr = world.refused(&arguments, 2);
         assert!(stderr.contains("bad.jsonl") && stderr.contains(place), "{bad}: {stderr}");
         let check = world.json(&["data", "check", "bad.jsonl"], 3);
         assert_eq!((check["rows"].as_u64(), check["problems"][0]["row"].as_u64()), (Some(24), Some(3)), "{check}");
-        let report = world.json(&[&arguments[..], &["--set", "data.on_bad_row=skip", "--fresh"]].concat(), 0);
+        let report = world.json(&[&arguments[..], &["--set", "data.on_bad_row=skip"]].concat(), 0);
         assert_eq!(report["status"], "done");
     }
     world.write("empty.jsonl", "");
@@ -271,9 +271,9 @@ fn a_failing_template_and_unrendered_fields_are_refused_by_name() {
     assert!(stderr.contains("chat_template.jinja"), "{stderr}");
 
     let world = World::new();
-    let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}], \
-               \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}\n";
-    world.write("tools.jsonl", &row.repeat(8));
+    let chats = files::read_to_string(world.path("chats.jsonl")).unwrap();
+    let tools = ", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}\n";
+    world.write("tools.jsonl", &chats.replace("}\n", tools));
     let stderr = world.refused(&sft("tools", &["--set", "data.path=tools.jsonl"]), 2);
     assert!(stderr.contains("`tools`"), "{stderr}");
 }
@@ -290,7 +290,7 @@ fn too_little_memory_is_an_error_before_loading_unless_forced() {
         table += &format!("{key} = {value}\n");
     }
     table += "model_type = \"llama\"\nhidden_act = \"silu\"\ntie_word_embeddings = true\n";
-    world.write("huge.toml", &format!("{head}{table}[data]\npath = \"chats.jsonl\"\n"));
+    world.write("huge.toml", &format!("{head}{table}[data]\npath = \"chats.jsonl\"\n[train]\nmax_seq_len = 64\n"));
     let stderr = world.refused(&["run", "huge.toml", "--run-dir", "huge", "-q"], 2);
     assert!(stderr.contains("of memory") && stderr.contains("--force"), "{stderr}");
 }

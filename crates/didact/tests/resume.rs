@@ -107,8 +107,10 @@ fn one_thread_and_two_give_the_same_bytes() {
 #[test]
 fn a_signal_stops_after_the_step_and_the_same_command_goes_on() {
     let world = World::new();
-    // Enough steps that the signal always arrives before the end; the killed process prints that it trains.
-    let long = |dir| sft(dir, &["--set", "train.max_steps=400", "--set", "train.save_steps=100"]);
+    // Enough steps that the signal arrives long before the end.
+    fn long(dir: &str) -> Vec<&str> {
+        sft(dir, &["--set", "train.max_steps=400", "--set", "train.save_steps=100"])
+    }
     for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
         let dir = format!("stopped-{code}");
         let mut command = world.command(&long(&dir));

@@ -25,12 +25,13 @@ use std::time::Instant;
 
 /// Options of `didact generate`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("prompts").required(true).args(["prompt", "input"]))]
 pub(crate) struct GenerateArgs {
     /// A model directory, a .gguf file, or a name that `model pull` knows
     #[arg(long, value_name = "PATH")]
     model: String,
     /// Text to continue
-    #[arg(long, value_name = "TEXT", conflicts_with = "input", required_unless_present = "input")]
+    #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Rows with `prompt` (text to continue) or `messages` (a chat, rendered by the model's template; `tools` too)
     #[arg(long, value_name = "FILE.jsonl")]
