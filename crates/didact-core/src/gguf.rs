@@ -558,7 +558,7 @@ impl Reader<'_> {
     /// Reads a count of things that take at least `min_bytes` each and refuses one that cannot be true.
     fn count(&mut self, what: &str, min_bytes: usize) -> Result<usize, GgufError> {
         let count = self.u64(what)?;
-        let needed = count.checked_mul(min_bytes as u64).unwrap_or(u64::MAX);
+        let needed = count.saturating_mul(min_bytes as u64);
         if needed > self.left() as u64 {
             return Err(self.truncated(format!("{what} ({count})"), needed));
         }

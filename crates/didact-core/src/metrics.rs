@@ -22,7 +22,7 @@ pub const TENSORBOARD: &str = "tensorboard";
 #[derive(Debug)]
 pub struct Metrics {
     stage: String,
-    metrics: AppendLog,
+    repeatable: AppendLog,
     timing: AppendLog,
     events: EventFile,
 }
@@ -60,7 +60,7 @@ impl Metrics {
         create_dir_all(&directory)?;
         Ok(Self {
             stage: stage.to_owned(),
-            metrics: metrics?,
+            repeatable: metrics?,
             timing: timing?,
             events: EventFile::create(&directory, resume_from_step.map_or(0, |step| step + 1))?,
         })
@@ -72,7 +72,7 @@ impl Metrics {
     /// # Errors
     /// When a write fails.
     pub fn log(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), FileError> {
-        self.metrics.append(&record(&self.stage, step, values))?;
+        self.repeatable.append(&record(&self.stage, step, values))?;
         self.events.scalars(step, values)
     }
 
@@ -90,7 +90,7 @@ impl Metrics {
     /// # Errors
     /// When a sync fails.
     pub fn sync(&mut self) -> Result<(), FileError> {
-        self.metrics.sync()?;
+        self.repeatable.sync()?;
         self.timing.sync()?;
         self.events.sync()
     }

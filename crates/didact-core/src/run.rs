@@ -274,7 +274,7 @@ fn sweep(root: &Path) -> Result<(), FileError> {
 
 fn free_name(root: &Path) -> PathBuf {
     let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    (1_u32..)
+    (1..=u32::MAX)
         .map(|n| root.with_file_name(format!("{name}.old-{n}")))
         .find(|path| !path.exists())
         .expect("there are fewer old runs than numbers")

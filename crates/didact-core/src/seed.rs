@@ -40,7 +40,7 @@ impl Streams {
         Self { root: self.key(name, index) }
     }
 
-    fn seed(&self, name: &str, index: &[u64]) -> [u8; 32] {
+    fn seed(self, name: &str, index: &[u64]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.root.to_le_bytes());
         hasher.update(&(name.len() as u64).to_le_bytes());

@@ -199,35 +199,32 @@ pub fn execute(
         let key = key_of(stage.as_ref(), &keys, run);
         let directory = run.stage_dir(index, stage.name());
         let work_dir = with_suffix(&directory, ".work");
-        let outcome = match existing(&directory, &key)? {
-            Some(record) => {
-                reporter.stage_skipped(stage.name(), "nothing it depends on has changed");
-                StageOutcome { record, directory, is_skipped: true, seconds: 0.0 }
+        let outcome = if let Some(record) = existing(&directory, &key)? {
+            reporter.stage_skipped(stage.name(), "nothing it depends on has changed");
+            StageOutcome { record, directory, is_skipped: true, seconds: 0.0 }
+        } else {
+            if cancel.is_cancelled() {
+                return Err(StageError::Cancelled);
             }
-            None => {
-                if cancel.is_cancelled() {
-                    return Err(StageError::Cancelled);
-                }
-                reporter.stage_started(stage.name(), index, stages.len());
-                let started = Instant::now();
-                prepare_work_dir(&work_dir, &key)?;
-                if !is_complete(&work_dir, &key)? {
-                    let context = StageContext {
-                        run,
-                        name: stage.name().to_owned(),
-                        work_dir: work_dir.clone(),
-                        streams: streams.child(stage.name(), &[]),
-                        cancel: cancel.clone(),
-                        reporter,
-                        published: &published,
-                    };
-                    stage.run(&context)?;
-                }
-                let record = publish(stage.as_ref(), key, &work_dir, &directory)?;
-                let seconds = started.elapsed().as_secs_f64();
-                reporter.stage_finished(stage.name(), seconds);
-                StageOutcome { record, directory, is_skipped: false, seconds }
+            reporter.stage_started(stage.name(), index, stages.len());
+            let started = Instant::now();
+            prepare_work_dir(&work_dir, &key)?;
+            if !is_complete(&work_dir, &key)? {
+                let context = StageContext {
+                    run,
+                    name: stage.name().to_owned(),
+                    work_dir: work_dir.clone(),
+                    streams: streams.child(stage.name(), &[]),
+                    cancel: cancel.clone(),
+                    reporter,
+                    published: &published,
+                };
+                stage.run(&context)?;
             }
+            let record = publish(stage.as_ref(), key, &work_dir, &directory)?;
+            let seconds = started.elapsed().as_secs_f64();
+            reporter.stage_finished(stage.name(), seconds);
+            StageOutcome { record, directory, is_skipped: false, seconds }
         };
         files::fail::point("stage.end").map_err(FileError::at("end stage in", run.root()))?;
         keys.insert(stage.name().to_owned(), outcome.record.key);

@@ -62,8 +62,7 @@ pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> anyh
 }
 
 /// How to print.
-#[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_field_names, reason = "`is_` marks a boolean")]
+#[derive(Debug, Clone)]
 pub(crate) struct Output {
     is_json: bool,
     is_quiet: bool,
@@ -177,7 +176,7 @@ impl Output {
 
     /// Shows a download.
     pub(crate) fn pull_progress(&self) -> impl Fn(Progress<'_>) + use<> {
-        let output = *self;
+        let output = self.clone();
         let state: RefCell<Option<(String, ProgressBar, Instant)>> = RefCell::new(None);
         move |progress| {
             if !output.shows_progress() {

@@ -24,7 +24,7 @@ struct State {
 
 impl Progress {
     pub(crate) fn new(output: &Output) -> Self {
-        Self { output: *output, state: Mutex::default() }
+        Self { output: output.clone(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

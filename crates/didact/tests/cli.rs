@@ -55,7 +55,8 @@ fn global_options_stand_before_or_after_the_verb_and_underscores_are_dashes() {
     let output = world.command(&["doctor", "--json"]).env("OMP_NUM_THREADS", "3,2").output().unwrap();
     let doctor: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(doctor["cpu"]["threads"], 3);
-    let output = world.command(&["doctor", "--json"]).env("OMP_NUM_THREADS", "3").env("RAYON_NUM_THREADS", "2").output();
+    let output =
+        world.command(&["doctor", "--json"]).env("OMP_NUM_THREADS", "3").env("RAYON_NUM_THREADS", "2").output();
     let doctor: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
     assert_eq!(doctor["cpu"]["threads"], 2);
     let plan = world.json(&sft("planned", &["--dry_run"]), 0);
@@ -135,7 +136,10 @@ fn a_run_says_what_it_did_and_a_second_one_finds_it_finished() {
     assert_eq!(events.len(), 1);
 
     let stderr = world.refused(&sft("run", &["--set", "train.learning_rate=0.5", "--seed", "9"]), 2);
-    assert!(stderr.contains("train.learning_rate") && stderr.contains("seed") && stderr.contains("--fresh"), "{stderr}");
+    assert!(
+        stderr.contains("train.learning_rate") && stderr.contains("seed") && stderr.contains("--fresh"),
+        "{stderr}"
+    );
     world.ok(&sft("run", &["--set", "train.max_steps=2", "--fresh"]));
     assert!(world.path("run.old-1/report.json").is_file(), "the old run is kept");
     // What was exported is a model that the other commands take.
@@ -272,7 +276,7 @@ fn a_failing_template_and_unrendered_fields_are_refused_by_name() {
 
     let world = World::new();
     let chats = files::read_to_string(world.path("chats.jsonl")).unwrap();
-    let tools = ", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}\n";
+    let tools = ",\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}]}\n";
     world.write("tools.jsonl", &chats.replace("}\n", tools));
     let stderr = world.refused(&sft("tools", &["--set", "data.path=tools.jsonl"]), 2);
     assert!(stderr.contains("`tools`"), "{stderr}");
@@ -287,7 +291,7 @@ fn too_little_memory_is_an_error_before_loading_unless_forced() {
     let mut table = String::new();
     for (key, value) in map.iter().filter(|(key, value)| value.is_number() && *key != "bos_token_id") {
         let value = if key == "hidden_size" { &Value::from(48 * 4096) } else { value };
-        table += &format!("{key} = {value}\n");
+        table.extend([key, " = ", &value.to_string(), "\n"]);
     }
     table += "model_type = \"llama\"\nhidden_act = \"silu\"\ntie_word_embeddings = true\n";
     world.write("huge.toml", &format!("{head}{table}[data]\npath = \"chats.jsonl\"\n[train]\nmax_seq_len = 64\n"));
@@ -319,7 +323,10 @@ fn data_inspect_shows_ids_tokens_and_weights() {
 #[test]
 fn generate_answers_prompts_in_order_and_the_same_in_any_company() {
     let world = World::new();
-    world.write("prompts.jsonl", "{\"prompt\": \"one\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"two\"}]}\n");
+    world.write(
+        "prompts.jsonl",
+        "{\"prompt\": \"one\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"two\"}]}\n",
+    );
     let options = ["--model", "model", "--max-tokens", "5", "--temperature", "1", "--seed", "3", "--n", "2"];
     let both = world.json(&[&["generate", "--input", "prompts.jsonl"][..], &options].concat(), 0);
     let rows = both["completions"].as_array().unwrap();
@@ -361,7 +368,8 @@ fn a_tokenizer_and_a_model_from_scratch_learn_text() {
     let recipe = files::read_to_string(world.path("scratch.toml")).unwrap();
     world.write("scratch.toml", &recipe.replace("path = \"smollm2-135m-instruct\"", "tokenizer = \"tok\""));
     let more = ["train.max_steps=20", "train.learning_rate=1e-2", "train.batch_size=4", "train.max_seq_len=32"];
-    let more = [&more[..], &["data.path=text.txt", "eval.plain_text=false", "generate.samples=0", "precision=f32"]].concat();
+    let more =
+        [&more[..], &["data.path=text.txt", "eval.plain_text=false", "generate.samples=0", "precision=f32"]].concat();
     let mut arguments = vec!["run", "scratch.toml", "--set", config];
     arguments.extend(more.iter().flat_map(|setting| ["--set", setting]));
     let report = world.json(&arguments, 0);

@@ -83,7 +83,8 @@ fn a_failing_disk_is_an_error_and_the_run_goes_on_once_it_is_mended() {
     let world = World::new();
     world.ok(&sft("whole", &[]));
     let expected = lasting_files(&world.path("whole"));
-    for rule in ["write@9=enospc", "fsync@12=eio", "append@3=short", "rename@7=eio", "checkpoint.before_publish=enospc"] {
+    for rule in ["write@9=enospc", "fsync@12=eio", "append@3=short", "rename@7=eio", "checkpoint.before_publish=enospc"]
+    {
         let output = world.command(&sft("failed", &[])).env("DIDACT_FAIL", rule).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{rule}: {stderr}");

@@ -197,10 +197,10 @@ fn shown(encoded: &Encoded, tokenizer: &Tokenizer, output: &Output) -> anyhow::R
     for piece in encoded.pieces(tokenizer)? {
         let weight = if piece.weight == 1.0 { String::new() } else { format!("{}×", piece.weight) };
         match (piece.weight != 0.0, output.is_colored()) {
-            (false, true) => text += &format!("\x1b[2m{}\x1b[0m", piece.text),
-            (false, false) => text += &piece.text,
-            (true, true) => text += &format!("\x1b[32m{weight}{}\x1b[0m", piece.text),
-            (true, false) => text += &format!("⟦{weight}{}⟧", piece.text),
+            (false, true) => text.extend(["\x1b[2m", &piece.text, "\x1b[0m"]),
+            (false, false) => text.push_str(&piece.text),
+            (true, true) => text.extend(["\x1b[32m", &weight, &piece.text, "\x1b[0m"]),
+            (true, false) => text.extend(["⟦", &weight, &piece.text, "⟧"]),
         }
     }
     Ok(text)
@@ -208,20 +208,16 @@ fn shown(encoded: &Encoded, tokenizer: &Tokenizer, output: &Output) -> anyhow::R
 
 fn describe(inspected: &Inspected) -> String {
     let place = format!("{}, row {}", inspected.path, inspected.row);
-    match &inspected.sequence {
-        Some(sequence) => {
-            let part = match sequence.part {
-                (_, 1) => String::new(),
-                (part, parts) => format!(", part {} of {parts}", part + 1),
-            };
-            let (count, trained) = (sequence.ids.len(), sequence.trained_tokens);
-            format!("── {place}{part}: {count} tokens, {trained} trained (⟦trained⟧)\n{}", sequence.shown)
-        }
-        None => {
-            let row = serde_json::to_string_pretty(&inspected.example).unwrap_or_default();
-            format!("── {place}\n{row}")
-        }
-    }
+    let Some(sequence) = &inspected.sequence else {
+        let row = serde_json::to_string_pretty(&inspected.example).unwrap_or_default();
+        return format!("── {place}\n{row}");
+    };
+    let part = match sequence.part {
+        (_, 1) => String::new(),
+        (part, parts) => format!(", part {} of {parts}", part + 1),
+    };
+    let (count, trained) = (sequence.ids.len(), sequence.trained_tokens);
+    format!("── {place}{part}: {count} tokens, {trained} trained (marked)\n{}", sequence.shown)
 }
 
 fn check_files(paths: Vec<String>, schema: Option<SchemaOption>, output: &Output) -> anyhow::Result<Status> {

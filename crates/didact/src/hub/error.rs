@@ -169,9 +169,8 @@ impl PullError {
     /// Puts the hub client's errors into ours; `what` is what was asked for.
     pub(super) fn from_hub(error: HFError, endpoint: &str, repo: &str, what: &str) -> Self {
         let endpoint = endpoint.to_owned();
-        let says = |message: &Option<String>| {
-            message.as_deref().map_or(String::new(), |m| format!(": {}", first_line(m)))
-        };
+        let says =
+            |message: &Option<String>| message.as_deref().map_or(String::new(), |m| format!(": {}", first_line(m)));
         match error {
             HFError::AuthRequired { context } | HFError::Forbidden { context } => Self::Refused {
                 endpoint,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use didact_core::files;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A chat template with the marks that say what the model writes.
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}\
@@ -32,14 +32,24 @@ impl World {
         let mut rows = String::new();
         for i in 0..24 {
             let (user, answer) = (format!("add {i}"), format!("{} is it{}", i + 1, "!".repeat(i % 5)));
-            rows += &format!(
-                "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{user}\"}}, {{\"role\": \"assistant\", \
-                 \"content\": \"{answer}\"}}]}}\n"
-            );
+            let message = |role, content| json!({"role": role, "content": content});
+            let row = json!({"messages": [message("user", &user), message("assistant", &answer)]});
+            rows.push_str(&row.to_string());
+            rows.push('\n');
         }
         world.write("chats.jsonl", &rows);
         world.write("corpus.txt", "nothing that repeats");
-        let to = ["tokenizer", "train", "corpus.txt", "--vocab", "260", "--to", "model", "--chat-template", "template.jinja"];
+        let to = [
+            "tokenizer",
+            "train",
+            "corpus.txt",
+            "--vocab",
+            "260",
+            "--to",
+            "model",
+            "--chat-template",
+            "template.jinja",
+        ];
         let special = ["--special", "<|im_start|>", "--special", "<|im_end|>", "--eos", "<|im_end|>"];
         world.ok(&[&to[..], &special].concat());
         world
@@ -57,7 +67,9 @@ impl World {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("didact"));
         command.args(arguments).current_dir(self.dir.path());
-        for name in ["DIDACT_FAIL", "DIDACT_CPU", "DIDACT_LOG", "RAYON_NUM_THREADS", "OMP_NUM_THREADS", "COLUMNS", "NO_COLOR"] {
+        for name in
+            ["DIDACT_FAIL", "DIDACT_CPU", "DIDACT_LOG", "RAYON_NUM_THREADS", "OMP_NUM_THREADS", "COLUMNS", "NO_COLOR"]
+        {
             command.env_remove(name);
         }
         command
@@ -156,6 +168,7 @@ pub(crate) fn assert_same_files(run_dir: &Path, expected: &BTreeMap<PathBuf, Vec
     let found = lasting_files(run_dir);
     let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&found), names(expected), "{what}: other files");
-    let different: Vec<_> = found.iter().filter(|(path, bytes)| expected[*path] != **bytes).map(|(path, _)| path).collect();
+    let different: Vec<_> =
+        found.iter().filter(|(path, bytes)| expected[*path] != **bytes).map(|(path, _)| path).collect();
     assert!(different.is_empty(), "{what}: other bytes in {different:?}");
 }
