@@ -16,11 +16,15 @@ use didact_train::{Scheduler, TrainConfig, Trainer};
 use serde::Deserialize;
 use support::{Notes, Place, store};
 
-/// First ten losses against the reference trainer, in nats (`TRAIN_F32` of the project's tolerances).
-const TRAIN_F32: f64 = 1e-4;
-/// A gradient norm, relative, after up to nine updates.
+/// First ten losses against the reference trainer, in nats; measured 6e-7.
+const TRAIN_F32: f64 = 1e-5;
+/// A gradient norm, relative, after up to nine updates (`MODEL_F32`'s figure; measured 4e-7).
 const NORM: f64 = 1e-4;
-/// AdamW's arithmetic in `f32`: relative to the update's size of about `lr`, plus the rounding of the parameter.
+/// A weight after ten steps, in steps' lengths; measured 2e-4.
+const WEIGHT: f64 = 1e-3;
+/// The norm of a parameter after ten steps, relative; measured 3e-9. Decaying the gains as well moves theirs by 1e-4.
+const WEIGHT_NORM: f64 = 1e-7;
+/// AdamW's arithmetic in `f32`: relative to the parameter, which is about 1; measured 3e-7.
 const ADAMW: f64 = 2e-6;
 
 fn golden<T: for<'de> Deserialize<'de>>(name: &str) -> T {
@@ -181,11 +185,10 @@ fn the_first_ten_losses_norms_and_the_weights_are_those_of_pytorch() {
             let expected = &after[parameter.name()];
             let values = parameter.to_vec();
             let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-            assert!((norm / expected.norm - 1.0).abs() <= 1e-5, "{}: norm {norm}", parameter.name());
+            assert!((norm / expected.norm - 1.0).abs() <= WEIGHT_NORM, "{}: norm {norm}", parameter.name());
             for (&actual, expected) in values.iter().zip(&expected.first) {
-                // A hundredth of what ten steps at this rate can move a weight.
                 let difference = (f64::from(actual) - expected).abs();
-                assert!(difference <= 0.1 * settings.lr, "{}: differs by {difference:e}", parameter.name());
+                assert!(difference <= WEIGHT * settings.lr, "{}: differs by {difference:e}", parameter.name());
             }
         }
     }
