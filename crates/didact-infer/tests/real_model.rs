@@ -15,7 +15,7 @@ const LOSS_F32: f64 = 1e-5;
 
 #[test]
 #[ignore = "needs DIDACT_TEST_MODEL"]
-fn text_and_log_probabilities_equal_the_reference_implementation() {
+fn real_model_text_and_log_probabilities_equal_the_reference() {
     let path = std::env::var("DIDACT_TEST_MODEL").expect("DIDACT_TEST_MODEL is the path of the pulled model");
     let weights = EngineWeights::from_checkpoint(&Checkpoint::open(&path).expect("it opens")).expect("it loads");
     let tokenizer = Arc::new(Tokenizer::open(&path).expect("the tokenizer opens"));
