@@ -38,8 +38,7 @@ fn tokenizer(eos: u32) -> Arc<Tokenizer> {
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
     });
     let write = |name: &str, value: serde_json::Value| {
-        files::write_atomic(directory.path().join(name), value.to_string().as_bytes())
-            .expect("the fixture is written");
+        files::write_atomic(directory.path().join(name), value.to_string().as_bytes()).expect("the fixture is written");
     };
     write("tokenizer.json", tokenizer);
     write("tokenizer_config.json", json!({"eos_token": "<end>", "model_max_length": CONTEXT}));
