@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -59,7 +60,10 @@ fn contents() -> BTreeMap<&'static str, Vec<u8>> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(bytes).iter().fold(String::new(), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
 }
 
 fn git_hash(bytes: &[u8]) -> String {
@@ -117,7 +121,7 @@ fn serve(stream: TcpStream, manner: Manner, state: &Mutex<State>, own: &str) {
         }
         state.lock().unwrap().seen.push((format!("{method} {path}"), range.clone()));
         let (mut head, body) = answer(&path, range.as_deref(), manner, own);
-        head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+        let _ = write!(head, "content-length: {}\r\n\r\n", body.len());
         if stream.write_all(head.as_bytes()).is_err() {
             return;
         }

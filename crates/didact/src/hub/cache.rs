@@ -83,7 +83,7 @@ impl Manifest {
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), PullError> {
         let text = serde_json::to_string_pretty(self).expect("a manifest can be written as JSON");
-        Ok(files::write_atomic(&dir.join(MANIFEST), text.as_bytes())?)
+        Ok(files::write_atomic(dir.join(MANIFEST), text.as_bytes())?)
     }
 
     /// Where the files are, for a manifest that was read from `dir`.
@@ -111,7 +111,7 @@ impl Manifest {
     /// The hash of the weights file if there is just one; otherwise the hash of all files' hashes and names, as
     /// `sha256sum * | sha256sum` computes it.
     pub(crate) fn sha256(&self) -> String {
-        let is_weights = |f: &&PulledFile| f.name.ends_with(".safetensors") || f.name.ends_with(".gguf");
+        let is_weights = |f: &&PulledFile| f.name.ends_with(".safetensors") || is_gguf(&f.name);
         let mut weights = self.files.iter().filter(is_weights);
         if let (Some(only), None) = (weights.next(), weights.next()) {
             return only.sha256.clone();
@@ -126,12 +126,17 @@ impl Manifest {
     /// What to give to `--model`: the GGUF file if that is all there is, else the directory.
     pub(super) fn model_path(&self, dir: &Path) -> PathBuf {
         let dir = self.files_in(dir);
-        let mut gguf = self.files.iter().filter(|f| f.name.ends_with(".gguf"));
+        let mut gguf = self.files.iter().filter(|f| is_gguf(&f.name));
         match (gguf.next(), gguf.next()) {
             (Some(only), None) if !self.files.iter().any(|f| f.name == "config.json") => dir.join(&only.name),
             _ => dir.to_owned(),
         }
     }
+}
+
+/// Whether that is a GGUF file by its name.
+pub(super) fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e == "gguf")
 }
 
 /// `$DIDACT_CACHE`, else `$XDG_CACHE_HOME/didact`, else `~/.cache/didact`.

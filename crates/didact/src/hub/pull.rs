@@ -98,10 +98,10 @@ pub(crate) fn resolve(name: &str, on: OnProgress<'_>) -> Result<PathBuf, PullErr
 
 /// Whether a manifest's source is one that the request allows.
 fn satisfies(manifest: &Manifest, request: &PullRequest<'_>) -> bool {
-    match (request.source, &manifest.source) {
-        (None, _) | (Some(SourceKind::Hub), Source::Hub { .. }) => true,
-        (Some(SourceKind::Registry), Source::Registry { .. }) => true,
-        _ => false,
+    match request.source {
+        None => true,
+        Some(SourceKind::Hub) => matches!(manifest.source, Source::Hub { .. }),
+        Some(SourceKind::Registry) => matches!(manifest.source, Source::Registry { .. }),
     }
 }
 
@@ -129,7 +129,7 @@ impl Target {
         let mut parts = request.name.splitn(3, '/');
         let (owner, name) = parts.next().zip(parts.next()).ok_or_else(unknown)?;
         let file = parts.next().map(str::to_owned);
-        let is_gguf = |f: &String| f.ends_with(".gguf") && f.split('/').all(usual);
+        let is_gguf = |f: &String| cache::is_gguf(f) && f.split('/').all(usual);
         if !usual(owner) || !usual(name) || !file.as_ref().is_none_or(is_gguf) {
             return Err(unknown());
         }
@@ -267,7 +267,7 @@ fn copy_out(manifest: &Manifest, dir: &Path, to: &Path, on: OnProgress<'_>) -> R
             if let Some(parent) = target.parent() {
                 files::create_dir_all(parent)?;
             }
-            files::copy_atomic(&from.join(&file.name), &target)?;
+            files::copy_atomic(from.join(&file.name), &target)?;
             described.push(cache::describe(&work, &file.name, file.sha256.clone())?);
         }
         let copy = Manifest::new(&manifest.name, manifest.source.clone(), None, described);

@@ -151,7 +151,7 @@ fn unpack(package: &Package, wheel: &Path, into: &Path, on: OnProgress<'_>) -> R
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| problem(e.to_string()))?;
         let Some(path) = entry.enclosed_name() else {
-            let name = entry.name().map_or_else(|e| e.to_string(), |name| name.into_owned());
+            let name = entry.name().map_or_else(|e| e.to_string(), std::borrow::Cow::into_owned);
             return Err(problem(format!("it holds a file outside itself: `{name}`")));
         };
         let path = path.to_string_lossy().into_owned();

@@ -21,7 +21,7 @@ use super::error::{PullError, first_line};
 use super::{OnProgress, Progress};
 
 /// A connection that gives nothing for so long is taken for dead.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 /// Attempts in a row that bring nothing new before a download is given up.
 const ATTEMPTS: u32 = 5;
 /// Relative redirects (a renamed repository) that are followed.
@@ -430,7 +430,7 @@ fn choose(repo: &str, listed: &[String]) -> Result<Vec<String>, PullError> {
         all.sort();
         return Ok(all);
     }
-    let gguf: Vec<&String> = listed.iter().filter(|n| n.ends_with(".gguf")).collect();
+    let gguf: Vec<&String> = listed.iter().filter(|n| cache::is_gguf(n)).collect();
     let problem = match gguf.as_slice() {
         [one] => return Ok(vec![(*one).clone()]),
         [] => "there are no .safetensors or .gguf files in it".into(),
