@@ -35,6 +35,8 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const PREFIX: &str = "checkpoint-";
+/// Prefix of a checkpoint that is being written.
+const UNFINISHED: &str = ".unfinished-checkpoint-";
 
 /// An evaluation and the step after which it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -129,7 +131,7 @@ impl CheckpointStore {
         let path = self.path(state.step);
         let point = |name: &str| files::fail::point(name).map_err(FileError::at("save checkpoint", &path));
         point("checkpoint.begin")?;
-        let work = self.root.join(format!(".{PREFIX}{}.tmp", state.step));
+        let work = self.root.join(format!("{UNFINISHED}{}", state.step));
         files::remove_dir_all(&work)?;
         files::create_dir_all(&work)?;
 
@@ -146,7 +148,7 @@ impl CheckpointStore {
             .collect();
         let optimizer_digest = write_tensors(&work.join(OPTIMIZER), &listed, |index, sink| {
             let of = &moments[index / 2];
-            sink(if index % 2 == 0 { of.first() } else { of.second() })
+            sink(if index % 2 == 0 { of.first() } else { of.second() });
         })?;
 
         let files = BTreeMap::from([(MODEL.to_owned(), model_digest), (OPTIMIZER.to_owned(), optimizer_digest)]);
@@ -218,7 +220,7 @@ impl CheckpointStore {
         }
         for entry in files::list_dir(&self.root)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with(&format!(".{PREFIX}")) && name.ends_with(".tmp") {
+            if name.starts_with(UNFINISHED) {
                 files::remove_dir_all(&entry)?;
             }
         }
@@ -265,7 +267,7 @@ impl Opened {
 
     /// Maps a file and compares its digest.
     fn file(&self, name: &str) -> Result<Mmap, TrainError> {
-        let data = Mmap::open(&self.directory.join(name))?;
+        let data = Mmap::open(self.directory.join(name))?;
         let Some(expected) = self.written.files.get(name) else {
             return Err(self.damaged(name, format!("{STATE} does not list it")));
         };

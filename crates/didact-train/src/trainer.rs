@@ -13,7 +13,7 @@ use didact_core::metrics::Metrics;
 use didact_core::progress::{Level, Reporter, StepReport};
 use didact_core::seed::Streams;
 use didact_core::stage::StageContext;
-use didact_data::batch::{Batch, TrainingSet};
+use didact_data::batch::{Batch, TrainingSet, WeightAccount};
 use didact_kernels::reduce;
 use didact_model::{Decoder, ForwardMode, loss};
 
@@ -353,14 +353,8 @@ impl<'a> Trainer<'a> {
             let account = self.train.weight_account();
             let trained = std::mem::take(&mut state.totals.epoch_weight);
             // Hooks may change batches, and with them the weight.
-            if self.hooks.is_empty() && (account.built - account.dropped - trained).abs() > SAME_WEIGHT * account.built
-            {
-                return Err(TrainError::WeightLost {
-                    epoch: result.step / per_epoch,
-                    built: account.built,
-                    trained,
-                    dropped: account.dropped,
-                });
+            if self.hooks.is_empty() {
+                balance(result.step / per_epoch, &account, trained)?;
             }
         }
         Ok(())
@@ -475,6 +469,15 @@ fn point(name: &str, at: &Path) -> Result<(), FileError> {
     files::fail::point(name).map_err(FileError::at("train in", at))
 }
 
+/// Checks at the end of an epoch that its weight was trained or reported as dropped.
+fn balance(epoch: u64, account: &WeightAccount, trained: f64) -> Result<(), TrainError> {
+    let WeightAccount { built, dropped, .. } = *account;
+    if (built - dropped - trained).abs() <= SAME_WEIGHT * built {
+        return Ok(());
+    }
+    Err(TrainError::WeightLost { epoch, built, trained, dropped })
+}
+
 /// Which of the checkpoints `steps` (ascending) to keep: the best and the last in any case, and the newest others up to
 /// `limit` in all.
 fn retained(steps: &[u64], best: Option<u64>, limit: Option<usize>) -> Vec<u64> {
@@ -503,5 +506,16 @@ mod tests {
         assert_eq!(retained(&[1, 2, 3, 4], None, Some(2)), [3, 4]);
         assert_eq!(retained(&[1, 2, 3, 4], None, None), [1, 2, 3, 4]);
         assert_eq!(retained(&[3, 4], Some(1), Some(2)), [3, 4]);
+    }
+
+    #[test]
+    fn weight_that_is_neither_trained_nor_dropped_is_an_error() {
+        let account = WeightAccount { built: 100.0, dropped: 10.0, ..WeightAccount::default() };
+        balance(1, &account, 90.0 + 1e-9).expect("the rest is rounding");
+        let error = balance(2, &account, 89.5).expect_err("half a token is gone");
+        assert_eq!(
+            error.to_string(),
+            "epoch 2 trained a weight of 89.5, but the data holds 100, of which 10 were reported as dropped"
+        );
     }
 }

@@ -1,5 +1,4 @@
 //! A tiny model, made-up data, and a place to train.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

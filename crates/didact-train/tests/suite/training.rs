@@ -1,10 +1,11 @@
 //! What training does, and that it does it as stated.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use crate::support::{
+    Notes, Place, Probe, VOCABULARY, adapted_decoder, decoder, model_config, sequences, store, weights,
+};
 use burn::tensor::Device;
 use didact_core::cancel::Cancel;
 use didact_core::metrics;
@@ -18,10 +19,9 @@ use didact_train::optimizer::{AdamW, AdamWSettings};
 use didact_train::{
     Hook, HookResult, Scheduler, StepPlan, StepResult, TrainConfig, TrainError, Trainer, evaluate_loss, measure_steps,
 };
-use support::{Notes, Place, Probe, VOCABULARY, adapted_decoder, decoder, model_config, sequences, store, weights};
 
 /// A gradient summed in two orders, relative to its tensor's largest element: sums of a few hundred `f32` terms of mixed
-/// sign. Measured 6e-7 at most; the mean of the micro-batches' means is off by XX.
+/// sign. Measured 6e-7 at most; the mean of the micro-batches' means is off by 0.07 to 1.5.
 const SAME_GRADIENT: f32 = 5e-6;
 /// Losses of tokens (a few nats) in rows of different layout.
 const SAME_LOSS: f32 = 1e-5;
@@ -320,9 +320,8 @@ fn hooks_are_called_at_their_moments_in_order() {
     #[derive(Clone)]
     struct Diary(&'static str, Arc<Mutex<Vec<String>>>);
     impl Diary {
-        fn note(&self, text: String) -> HookResult {
+        fn note(&self, text: &str) {
             self.1.lock().expect("no panic while it was held").push(format!("{} {text}", self.0));
-            Ok(())
         }
     }
     impl Hook for Diary {
@@ -330,16 +329,20 @@ fn hooks_are_called_at_their_moments_in_order() {
             self.0
         }
         fn before_step(&mut self, plan: &StepPlan, _: &Decoder, batches: &mut Vec<Batch>) -> HookResult {
-            self.note(format!("before {} of {} with {}", plan.step, plan.total_steps, batches.len()))
+            self.note(&format!("before {} of {} with {}", plan.step, plan.total_steps, batches.len()));
+            Ok(())
         }
         fn after_gradients(&mut self, plan: &StepPlan, _: &Decoder, _: &mut GradientBuffers) -> HookResult {
-            self.note(format!("gradients {}", plan.step))
+            self.note(&format!("gradients {}", plan.step));
+            Ok(())
         }
         fn after_step(&mut self, result: &StepResult, _: &mut Decoder) -> HookResult {
-            self.note(format!("after {}", result.step))
+            self.note(&format!("after {}", result.step));
+            Ok(())
         }
         fn on_checkpoint(&mut self, step: u64) -> HookResult {
-            self.note(format!("checkpoint {step}"))
+            self.note(&format!("checkpoint {step}"));
+            Ok(())
         }
     }
     let place = Place::new();

@@ -1,10 +1,8 @@
 //! A training that was stopped, killed or damaged and then continued ends in the bits of one that was not.
 
-mod support;
-
+use crate::support::{Deed, Notes, Place, Probe, adapted_decoder, decoder, weights};
 use didact_core::files;
 use didact_train::{Scheduler, TrainConfig, TrainError};
-use support::{Deed, Notes, Place, Probe, adapted_decoder, decoder, weights};
 
 /// Fifteen steps over two epochs and a half, with everything on that has a state.
 fn config() -> TrainConfig {
@@ -164,7 +162,7 @@ fn a_damaged_checkpoint_is_passed_over_by_name() {
 fn what_a_killed_process_was_writing_is_removed() {
     let config = config();
     let place = Place::new();
-    let unfinished = place.checkpoints().join(".checkpoint-7.tmp");
+    let unfinished = place.checkpoints().join(".unfinished-checkpoint-7");
     files::create_dir_all(&unfinished).expect("can be created");
     files::write_atomic(unfinished.join("model.safetensors"), b"half").expect("can be written");
     place.run(&mut adapted_decoder(), &config, Probe::idle(), &Notes::default()).expect("trains");

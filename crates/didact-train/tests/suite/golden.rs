@@ -1,9 +1,8 @@
 //! Against PyTorch: `golden/train/make.py` makes the numbers.
 
-mod support;
-
 use std::path::PathBuf;
 
+use crate::support::{Notes, Place, store};
 use burn::tensor::Device;
 use didact_core::cancel::Cancel;
 use didact_core::metrics;
@@ -14,7 +13,6 @@ use didact_kernels::adamw::{AdamWStep, adamw_update};
 use didact_model::{Checkpoint, Decoder};
 use didact_train::{Scheduler, TrainConfig, Trainer};
 use serde::Deserialize;
-use support::{Notes, Place, store};
 
 /// First ten losses against the reference trainer, in nats; measured 6e-7.
 const TRAIN_F32: f64 = 1e-5;

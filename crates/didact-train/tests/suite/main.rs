@@ -1,0 +1,6 @@
+//! Training as a whole: one program, so that it is linked once.
+
+mod golden;
+mod resume;
+mod support;
+mod training;
