@@ -8,19 +8,19 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod decoder;
 pub mod error;
 pub mod export;
-pub mod memory;
-pub mod peft;
-pub mod rope;
-pub mod shapes;
-pub mod decoder;
 pub mod init;
 pub mod lora;
 pub mod loss;
+pub mod memory;
 pub mod ops;
 pub mod parameters;
+pub mod peft;
+pub mod rope;
 pub mod rotary;
+pub mod shapes;
 pub mod verify;
 pub mod weights;
 
