@@ -134,7 +134,8 @@ impl Output {
 
     /// Something the user should know although the work goes on.
     pub(crate) fn warn(&self, text: &str) {
-        eprintln!("warning: {text}");
+        let (on, off) = if self.is_terminal && self.is_colored { ("\x1b[33m", "\x1b[0m") } else { ("", "") };
+        eprintln!("{on}warning:{off} {text}");
     }
 
     /// A table as text, as wide as the terminal or `COLUMNS` at most.

@@ -290,7 +290,12 @@ fn too_little_memory_is_an_error_before_loading_unless_forced() {
     let Value::Object(map) = serde_json::from_str(&config).unwrap() else { panic!("an object") };
     let mut table = String::new();
     for (key, value) in map.iter().filter(|(key, value)| value.is_number() && *key != "bos_token_id") {
-        let value = if key == "hidden_size" { &Value::from(48 * 4096) } else { value };
+        // Half a terabyte of weights.
+        let value = match key.as_str() {
+            "hidden_size" => &Value::from(48 * 4096),
+            "intermediate_size" => &Value::from(112 * 1024),
+            _ => value,
+        };
         table.extend([key, " = ", &value.to_string(), "\n"]);
     }
     table += "model_type = \"llama\"\nhidden_act = \"silu\"\ntie_word_embeddings = true\n";
