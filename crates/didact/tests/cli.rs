@@ -300,8 +300,9 @@ fn too_little_memory_is_an_error_before_loading_unless_forced() {
     }
     table += "model_type = \"llama\"\nhidden_act = \"silu\"\ntie_word_embeddings = true\n";
     world.write("huge.toml", &format!("{head}{table}[data]\npath = \"chats.jsonl\"\n[train]\nmax_seq_len = 64\n"));
-    let stderr = world.refused(&["run", "huge.toml", "--run-dir", "huge", "-q"], 2);
-    assert!(stderr.contains("of memory") && stderr.contains("--force"), "{stderr}");
+    let refusal = world.json(&["run", "huge.toml", "--run-dir", "huge", "-q"], 2);
+    let text = |key: &str| refusal[key].as_str().unwrap().to_owned();
+    assert!(text("error").contains("of memory") && text("hint").contains("--force"), "{refusal}");
 }
 
 #[test]
