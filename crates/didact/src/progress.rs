@@ -82,8 +82,8 @@ impl Progress {
 
 fn bar(total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{wide_bar:.cyan} {msg}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {msg}"),
+        Some(total) => (ProgressBar::new(total), "{bar:12.cyan} {wide_msg}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {wide_msg}"),
     };
     bar.with_style(ProgressStyle::with_template(template).expect("the template is correct"))
 }
@@ -106,13 +106,16 @@ impl Reporter for Progress {
         let StepReport { stage, step, total_steps, .. } = report;
         self.advance(stage, *step, Some(*total_steps), report.note.is_some(), || {
             let note = report.note.as_ref().map_or(String::new(), |note| format!("  {note}"));
-            format!(
-                "{stage} step {step}/{total_steps}  loss {:.4}  lr {:.2e}  {:.0} tokens/s  {} left{note}",
-                report.loss,
-                report.learning_rate,
-                report.tokens_per_s,
-                duration(report.eta_s)
-            )
+            let (loss, rate, speed) = (report.loss, report.learning_rate, report.tokens_per_s);
+            let left = duration(report.eta_s);
+            // The bar leaves about 66 of 80 columns.
+            if self.output.is_terminal() {
+                format!("{stage} {step}/{total_steps} loss {loss:.3} lr {rate:.1e} {speed:.0} tokens/s {left} left{note}")
+            } else {
+                format!(
+                    "{stage} step {step}/{total_steps}  loss {loss:.4}  lr {rate:.2e}  {speed:.0} tokens/s  {left} left{note}"
+                )
+            }
         });
     }
 

@@ -4,6 +4,7 @@
 use didact_core::cancel::Cancel;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The first signal that arrived; 0 before that.
@@ -22,7 +23,9 @@ pub(crate) fn watch(cancel: &Cancel) -> std::io::Result<()> {
                 signal_hook::low_level::exit(128 + signal);
             }
             cancel.cancel();
-            eprintln!("stopping after this step; once more ends the program at once");
+            // A bar may stand on the line.
+            let start = if std::io::stderr().is_terminal() { "\n" } else { "" };
+            eprintln!("{start}stopping after this step; once more ends the program at once");
         }
     })?;
     Ok(())
