@@ -3,7 +3,7 @@
 //! A store is a directory of three files, all little-endian:
 //! - `tokens.bin`: the sequences one after the other: ids (4 bytes each), then weights and segments where they do not
 //!   follow from the rule below, which keeps running text at 4 bytes per token;
-//! - `index.bin`: one record of [`ENTRY`] bytes per sequence: where it is, how long, how it is laid down, its CRC-32C, its
+//! - `index.bin`: one record of `ENTRY` bytes per sequence: where it is, how long, how it is laid down, its CRC-32C, its
 //!   total weight, and where it came from;
 //! - `store.json`: counts, names, sizes and the checksum of the index. It is written last: without it there is no store.
 //!

@@ -36,8 +36,8 @@ pub(crate) struct Global {
     /// Root of all randomness
     #[arg(long, value_name = "N", global = true, help_heading = "Global options")]
     pub(crate) seed: Option<u64>,
-    /// Where to compute: cpu, cuda[:i], rocm[:i], metal, vulkan[:i] or wgpu
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device, global = true, help_heading = "Global options")]
+    // The text is not a doc comment: rustdoc would read `[:i]` as a link.
+    #[arg(long, help = "Where to compute: cpu, cuda[:i], rocm[:i], metal, vulkan[:i] or wgpu", value_name = "DEVICE", default_value = "cpu", value_parser = device, global = true, help_heading = "Global options")]
     pub(crate) device: Device,
     /// Arithmetic of matrix products; auto: bf16 for training where the processor multiplies it in hardware, else f32
     #[arg(long, value_name = "PRECISION", global = true, help_heading = "Global options")]

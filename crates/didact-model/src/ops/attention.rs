@@ -1,7 +1,7 @@
 //! Causal self-attention over ragged sequences, with the rotary embedding of queries and keys inside.
 //!
 //! The unit of work is one sequence and one key/value head with the query heads that share it. Scores exist for one block of
-//! [`QUERY_BLOCK`] queries of one head at a time, so memory grows with `T`, not with `T²`; the backward pass makes them
+//! `QUERY_BLOCK` queries of one head at a time, so memory grows with `T`, not with `T²`; the backward pass makes them
 //! again from the saved log-sum-exp (Dao et al., 2022, arXiv:2205.14135, without the online softmax, since a block sees
 //! all its keys).
 

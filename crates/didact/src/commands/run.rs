@@ -20,7 +20,7 @@ pub(crate) struct RunArgs {
     /// Set one key of the recipe; the value is TOML, a bare word is a string
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
-    /// Where the run is kept [default: runs/<recipe>-<hash of settings and inputs>]
+    /// Where the run is kept [default: runs/RECIPE-HASH, the hash being of settings and inputs]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Start over; an older run in the same directory is renamed, not deleted
