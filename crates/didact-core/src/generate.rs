@@ -2,6 +2,8 @@
 
 use crate::cancel::Cancel;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What to continue: token ids (exact) or text (tokenised by the generator, with special tokens recognised).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,30 +15,93 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// How to choose the next token.
+/// How to choose the next token, and when to stop.
+///
+/// What a setting means is the same for every generator; one that cannot do it (a server that lacks it) refuses the
+/// request. The scores of a step go through, in this order: [`constraint`](Self::constraint),
+/// [`logit_bias`](Self::logit_bias), [`min_tokens`](Self::min_tokens), the penalties (repetition, then frequency, then
+/// presence), temperature, top-k, top-p (over what top-k left), min-p.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
-    /// 0 is greedy decoding.
+    /// Scores are divided by it. 0 is greedy decoding.
     pub temperature: f32,
-    /// Keep the most likely tokens whose probabilities sum to at least this. `None` keeps all.
-    pub top_p: Option<f32>,
     /// Keep this many most likely tokens. `None` keeps all.
     pub top_k: Option<u32>,
+    /// Keep the most likely tokens whose probabilities sum to at least this. `None` keeps all.
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this share as likely as the likeliest one. `None` keeps all.
+    pub min_p: Option<f32>,
+    /// Divides the positive scores of tokens of the prompt or the answer, and multiplies their negative ones (Keskar et
+    /// al., "CTRL", 2019, as `transformers` has it). 1 is none, more discourages repetition.
+    pub repetition_penalty: f32,
+    /// Taken off the score of every token that the answer has already (OpenAI's definition). 0 is none.
+    pub presence_penalty: f32,
+    /// Taken off a token's score once for each time the answer has it already (OpenAI's definition). 0 is none.
+    pub frequency_penalty: f32,
+    /// Added to the scores of these tokens.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Most new tokens.
     pub max_tokens: usize,
+    /// Until the answer has this many tokens nothing but a [`constraint`](Self::constraint) that is fulfilled ends it.
+    pub min_tokens: usize,
     /// Stop before any of these strings; they are not part of the text.
     pub stop: Vec<String>,
+    /// Stop before any of these tokens, beside the model's own end-of-turn tokens.
+    pub stop_token_ids: Vec<u32>,
+    /// Go on after the model's own end-of-turn tokens, which then are part of the answer.
+    pub ignore_eos: bool,
     /// Number of answers.
     pub n: usize,
     /// Seed of this request. The same request gives the same text whatever else is in the batch.
     pub seed: u64,
+    /// Whether answers carry the log-probabilities of their tokens; going without is a little faster.
+    pub log_probs: bool,
+    /// Alternatives to report beside each token, the likeliest ones.
+    pub top_log_probs: usize,
+    /// What the text of the answer must be.
+    pub constraint: Option<Constraint>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_p: None, top_k: None, max_tokens: 128, stop: Vec::new(), n: 1, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            max_tokens: 128,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            n: 1,
+            seed: 0,
+            log_probs: true,
+            top_log_probs: 0,
+            constraint: None,
+        }
     }
+}
+
+/// What the text of an answer must be. Tokens that would break it are never chosen; an answer that ends by itself is
+/// complete, one that runs into `max_tokens` is the beginning of one that would be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// A JSON object, whatever its keys.
+    Json,
+    /// A JSON document that this schema (JSON Schema, 2020-12) accepts.
+    JsonSchema(Value),
+    /// A text that this regular expression matches as a whole.
+    Regex(String),
+    /// A text of this grammar, in the notation of the Python library Lark.
+    Grammar(String),
 }
 
 /// One prompt and how to continue it.
@@ -67,10 +132,24 @@ pub struct Answer {
     pub text: String,
     /// The new tokens, without the end-of-turn token.
     pub ids: Vec<u32>,
-    /// Log-probability (nats, under the model before temperature and cut-offs) of each of `ids`.
+    /// Log-probability (nats, under the model before any setting changed its scores) of each of `ids`; empty unless
+    /// [`Sampling::log_probs`].
     pub log_probs: Vec<f32>,
+    /// For each of `ids` the [`Sampling::top_log_probs`] likeliest tokens in its place, likeliest first; empty if none
+    /// were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top_log_probs: Vec<Vec<TokenLogProb>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogProb {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability in nats, as in [`Answer::log_probs`].
+    pub log_prob: f32,
 }
 
 /// The answers to one [`Request`].
@@ -121,6 +200,20 @@ pub enum RequestError {
     /// The text could not be tokenised.
     #[error("cannot tokenise the prompt: {0}")]
     Tokenizer(String),
+    /// The constraint is no valid one, or cannot be kept.
+    #[error("`constraint` ({kind}): {message}")]
+    Constraint {
+        /// Of which kind: a JSON schema, a regular expression, ...
+        kind: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The model gives no numbers.
+    #[error("the model's scores are not finite after {tokens} tokens: its weights are damaged or training diverged")]
+    NotFinite {
+        /// Tokens of prompt and answer so far.
+        tokens: usize,
+    },
 }
 
 /// The generator itself is broken; nothing more can be asked of it.

@@ -184,7 +184,14 @@ impl LocalGenerator {
             stream.ids.truncate(stopped.tokens);
             stream.log_probs.truncate(stopped.tokens);
             let (ids, log_probs) = (std::mem::take(&mut stream.ids), std::mem::take(&mut stream.log_probs));
-            return Ok(Some(Answer { text: stopped.text, ids, log_probs, finish_reason: FinishReason::Stop }));
+            let top_log_probs = Vec::new();
+            return Ok(Some(Answer {
+                text: stopped.text,
+                ids,
+                log_probs,
+                top_log_probs,
+                finish_reason: FinishReason::Stop,
+            }));
         }
         let is_full = group.prompt.len() + stream.ids.len() >= self.context();
         if is_full || stream.ids.len() >= group.sampling.max_tokens {
@@ -195,7 +202,7 @@ impl LocalGenerator {
 
     fn finish(&self, stream: &mut Stream, finish_reason: FinishReason) -> Result<Answer, GenerateError> {
         let (ids, log_probs) = (std::mem::take(&mut stream.ids), std::mem::take(&mut stream.log_probs));
-        Ok(Answer { text: self.decode(&ids)?, ids, log_probs, finish_reason })
+        Ok(Answer { text: self.decode(&ids)?, ids, log_probs, top_log_probs: Vec::new(), finish_reason })
     }
 }
 
@@ -378,6 +385,7 @@ impl<'a> Work<'a> {
                     text: String::new(),
                     ids: Vec::new(),
                     log_probs: Vec::new(),
+                    top_log_probs: Vec::new(),
                     finish_reason: FinishReason::Cancelled,
                 });
             }

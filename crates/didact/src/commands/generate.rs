@@ -146,6 +146,7 @@ fn requests(args: &GenerateArgs, global: &Global, prompts: &[String]) -> Vec<Req
             n: args.n,
             // Equal prompts are drawn independently, and the first one as if it were alone.
             seed: global.seed.unwrap_or_default().wrapping_add(index as u64),
+            ..Sampling::default()
         },
     });
     requests.collect()
