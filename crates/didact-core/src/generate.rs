@@ -1,11 +1,13 @@
 //! Asking a model for text, whoever runs the model.
 
 use crate::cancel::Cancel;
+use crate::message::{Message, Tool};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What to continue: token ids (exact) or text (tokenised by the generator, with special tokens recognised).
+/// What to continue: token ids (exact), text (tokenised by the generator, with special tokens recognised), or a
+/// conversation (rendered by the template of whichever model answers, which for a server is the server's).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
@@ -13,6 +15,14 @@ pub enum Prompt {
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
+    /// A conversation; the answer is the assistant's next turn.
+    Messages {
+        /// The turns so far.
+        messages: Vec<Message>,
+        /// Tools that may be called.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tools: Vec<Tool>,
+    },
 }
 
 /// How to choose the next token, and when to stop.
@@ -213,6 +223,28 @@ pub enum RequestError {
     NotFinite {
         /// Tokens of prompt and answer so far.
         tokens: usize,
+    },
+    /// The conversation could not be rendered by the model's chat template.
+    #[error("cannot render the conversation: {0}")]
+    Template(String),
+    /// This generator cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A server would not answer this request; asking again would not help.
+    #[error("the server refused the request with status {status}: {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What the server said.
+        message: String,
+    },
+    /// A server gave no usable answer to this request, however often it was asked.
+    #[error("no answer after {attempts} attempts: {message}")]
+    Unanswered {
+        /// How often it was asked.
+        attempts: u32,
+        /// What happened last.
+        message: String,
     },
 }
 

@@ -14,7 +14,9 @@ use didact_core::cancel::Cancel;
 use didact_core::generate::{
     Answer, Completion, FinishReason, GenerateError, Generator, Prompt, Request, RequestError, Sampling, TokenLogProbs,
 };
+use didact_core::message::{Message, Tool};
 use didact_data::DataError;
+use didact_data::template::RenderOptions;
 use didact_data::tokenizer::{IncrementalDecoder, Tokenizer};
 use didact_kernels::{Precision, softmax};
 use rayon::prelude::*;
@@ -119,6 +121,7 @@ impl LocalGenerator {
 
     fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
         match prompt {
+            Prompt::Messages { messages, tools } => self.encode(&Prompt::Text(self.render(messages, tools)?)),
             Prompt::Text(text) => {
                 let mut ids = self.tokenizer.encode(text).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
                 // A rendered chat template writes the first token itself.
@@ -141,6 +144,13 @@ impl LocalGenerator {
                 }
             }
         }
+    }
+
+    fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, RequestError> {
+        let template = self.tokenizer.template();
+        let template = template.ok_or_else(|| RequestError::Template("the model has no chat template".into()))?;
+        let options = RenderOptions::default().with_generation_prompt();
+        template.render(messages, tools, &options).map_err(|e| RequestError::Template(e.to_string()))
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, GenerateError> {
@@ -479,6 +489,9 @@ impl LocalGenerator {
         let begin = self.encode(prompt)?;
         let ids = match (prompt, continuation) {
             (Prompt::Text(first), Prompt::Text(second)) => self.encode(&Prompt::Text(format!("{first}{second}")))?,
+            (Prompt::Messages { messages, tools }, Prompt::Text(second)) => {
+                self.encode(&Prompt::Text(self.render(messages, tools)? + second))?
+            }
             _ => [begin.clone(), self.encode(continuation)?].concat(),
         };
         if begin.is_empty() {

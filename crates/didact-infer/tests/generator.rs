@@ -3,6 +3,7 @@
 use didact_core::cancel::Cancel;
 use didact_core::files;
 use didact_core::generate::{Answer, Completion, FinishReason, Generator, Prompt, Request, RequestError, Sampling};
+use didact_core::message::{Message, Role, Tool};
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalGenerator, Options, Span};
 use didact_model::Checkpoint;
@@ -277,4 +278,33 @@ fn an_option_of_zero_is_refused() {
     let options = Options { max_streams: 0, ..Options::default() };
     let error = LocalGenerator::new(weights, tokenizer(257), options).expect_err("no streams");
     assert_eq!(error.to_string(), "`max_streams` is 0, expected a count from 1");
+}
+
+#[test]
+fn a_conversation_is_answered_as_its_rendered_text_is() {
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                    {% if tools %}{{ tools | length }} tools\n{% endif %}{% if add_generation_prompt %}a: {% endif %}";
+    let tokenizer = Tokenizer::clone(&tokenizer(257)).with_template(template, "the test").expect("it compiles");
+    let checkpoint = Checkpoint::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/llama")).expect("it opens");
+    let weights = EngineWeights::from_checkpoint(&checkpoint).expect("the golden model loads");
+    let generator = LocalGenerator::new(weights, Arc::new(tokenizer), Options::default()).expect("they fit");
+    let messages = vec![Message::new(Role::User, "hi")];
+    let chat = Prompt::Messages { messages: messages.clone(), tools: vec![Tool(json!({"name": "f"}))] };
+    let text = Prompt::Text("user: hi\n1 tools\na: ".into());
+    let ask = |prompt: &Prompt| Request { prompt: prompt.clone(), sampling: greedy(5) };
+    let answers = generator.generate_all(&[ask(&chat), ask(&text)], &Cancel::new()).expect("generates");
+    assert!(matches!(answers[0], Some(Ok(_))), "{answers:?}");
+    assert_eq!(answers[0], answers[1]);
+    let pairs = [chat, text].map(|prompt| (prompt, Prompt::Text("yes".into())));
+    let mut scores = vec![None; 2];
+    generator.score(&pairs, &mut |i, score| scores[i] = Some(score), &Cancel::new()).expect("scores");
+    assert!(matches!(scores[0], Some(Ok(_))), "{scores:?}");
+    assert_eq!(scores[0], scores[1]);
+    // A model without a template cannot be talked to; the others of the batch are.
+    let mut without = Vec::new();
+    let bare = self::generator();
+    let requests = [ask(&pairs[0].0), ask(&pairs[1].0)];
+    bare.generate(&requests, &mut |i, answer| without.push((i, answer.is_ok())), &Cancel::new()).expect("generates");
+    without.sort_unstable();
+    assert_eq!(without, [(0, false), (1, true)]);
 }
