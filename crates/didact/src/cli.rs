@@ -126,6 +126,9 @@ pub(crate) enum Command {
     /// See what was run and how it went
     #[command(subcommand, after_help = "Example:\n  didact runs show runs/quickstart-0123456789ab")]
     Runs(commands::runs::RunsCommand),
+    /// Measure this machine's ceilings, and how close Didact comes
+    #[command(subcommand, after_help = "Example:\n  didact bench gemm")]
+    Bench(commands::bench::BenchCommand),
     /// See what this machine has and what its absence costs; to paste into an issue
     #[command(after_help = "Example:\n  didact doctor --json")]
     Doctor,

@@ -1,5 +1,6 @@
 //! One module per command.
 
+pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod generate;
@@ -41,6 +42,7 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
         Command::Tokenizer(command) => tokenizer::run(command, output),
         Command::Generate(args) => generate::run(&args, &global, output),
         Command::Runs(command) => runs::run(command, output),
+        Command::Bench(command) => bench::run(&command, &global, threads, output),
         Command::Doctor => doctor::run(threads, output),
     }
 }
