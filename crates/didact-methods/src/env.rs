@@ -3,6 +3,7 @@
 use didact_core::cancel::Cancel;
 use didact_core::fault::Classify;
 use didact_core::progress::Reporter;
+use didact_model::DeviceName;
 use std::path::PathBuf;
 
 /// The program and machine around a run.
@@ -12,6 +13,8 @@ pub struct Env<'a> {
     pub version: &'a str,
     /// Threads of the process; recorded, without influence on results.
     pub threads: usize,
+    /// Where training computes.
+    pub device: DeviceName,
     /// Finds a model by a name that is no existing path, getting it first when it must. Gives a directory or a GGUF file.
     pub resolve_model: &'a (dyn Fn(&str) -> Result<PathBuf, Box<dyn Classify>> + Sync),
     /// Bytes that this process may still use; `None` when unknown.

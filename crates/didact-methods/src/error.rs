@@ -12,7 +12,7 @@ use didact_data::ledger::LedgerError;
 use didact_data::reader::{ReadError, RowError};
 use didact_data::store::StoreError;
 use didact_infer::InferError;
-use didact_model::ModelError;
+use didact_model::{DeviceError, ModelError};
 use didact_train::TrainError;
 use std::path::PathBuf;
 
@@ -70,6 +70,9 @@ pub enum MethodError {
         /// What the model can read.
         context: usize,
     },
+    /// The device to train on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -154,6 +157,7 @@ impl Classify for MethodError {
             Self::Run(e) => e.fault(),
             Self::Stage { cause, .. } | Self::Resolve { cause, .. } => cause.fault(),
             Self::Stopped { .. } => Fault::Stopped,
+            Self::Device(e) => e.fault(),
             Self::Model(e) => e.fault(),
             Self::Data(e) => e.fault(),
             Self::Read(e) => e.fault(),
@@ -179,6 +183,7 @@ impl Classify for MethodError {
             Self::Run(e) => e.hint(),
             Self::Stage { cause, .. } | Self::Resolve { cause, .. } => cause.hint(),
             Self::Stopped { .. } => Some("the same command continues the run".into()),
+            Self::Device(e) => e.hint(),
             Self::Model(e) => e.hint(),
             Self::Data(e) => e.hint(),
             Self::Read(e) => e.hint(),

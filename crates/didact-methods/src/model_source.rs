@@ -9,7 +9,7 @@ use didact_core::seed::Streams;
 use didact_data::tokenizer::Tokenizer;
 use didact_kernels::{Level, Precision};
 use didact_model::peft::Adapter;
-use didact_model::{Checkpoint, Decoder, ModelConfig};
+use didact_model::{Checkpoint, Decoder, DeviceError, DeviceName, ModelConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ pub struct ModelHandle {
     tokenizer: Arc<Tokenizer>,
     tokenizer_digest: Digest,
     precision: Precision,
+    device: Device,
     seed: u64,
     digest: Digest,
 }
@@ -44,7 +45,8 @@ impl ModelHandle {
         seed: u64,
         env: &Env<'_>,
     ) -> Result<Self, MethodError> {
-        let precision = resolve_precision(precision);
+        let device = env.device.open()?;
+        let precision = resolve_precision(precision, env.device)?;
         if let Some(name) = &source.path {
             let path = if Path::new(name).exists() {
                 PathBuf::from(name)
@@ -64,6 +66,7 @@ impl ModelHandle {
                 tokenizer,
                 tokenizer_digest,
                 precision,
+                device,
                 seed,
                 digest,
             });
@@ -76,7 +79,7 @@ impl ModelHandle {
         let tokenizer_digest = tokenizer.digest()?;
         hasher.field("tokenizer", tokenizer_digest.to_string().as_bytes());
         let (name, origin, digest) = ("from scratch".into(), Origin::Scratch, hasher.finish());
-        Ok(Self { name, origin, config, tokenizer, tokenizer_digest, precision, seed, digest })
+        Ok(Self { name, origin, config, tokenizer, tokenizer_digest, precision, device, seed, digest })
     }
 
     /// As the recipe names it.
@@ -122,10 +125,9 @@ impl ModelHandle {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn decoder(&self) -> Result<Decoder, MethodError> {
-        let device = Device::flex();
         let mut decoder = match &self.origin {
-            Origin::Files(path) => Decoder::load(&Checkpoint::open(path)?, &device)?,
-            Origin::Scratch => Decoder::init(&self.config, &Streams::new(self.seed).child("model", &[]), &device),
+            Origin::Files(path) => Decoder::load(&Checkpoint::open(path)?, &self.device)?,
+            Origin::Scratch => Decoder::init(&self.config, &Streams::new(self.seed).child("model", &[]), &self.device),
         };
         decoder.set_precision(self.precision);
         Ok(decoder)
@@ -143,17 +145,31 @@ impl ModelHandle {
             return Ok(decoder);
         }
         let checkpoint = Checkpoint::open(artifact.join(crate::stages::train::MODEL))?;
-        let mut decoder = Decoder::load(&checkpoint, &Device::flex())?;
+        let mut decoder = Decoder::load(&checkpoint, &self.device)?;
         decoder.set_precision(self.precision);
         Ok(decoder)
     }
 }
 
-/// What `auto` means on this machine.
-fn resolve_precision(choice: PrecisionChoice) -> Precision {
+/// What `auto` means on this machine; other devices than the CPU know f32 only.
+fn resolve_precision(choice: PrecisionChoice, device: DeviceName) -> Result<Precision, DeviceError> {
     match choice {
-        PrecisionChoice::Bf16 => Precision::Bf16,
-        PrecisionChoice::Auto if didact_kernels::level() == Level::Avx512Bf16 => Precision::Bf16,
-        PrecisionChoice::F32 | PrecisionChoice::Auto => Precision::F32,
+        PrecisionChoice::Bf16 if !device.is_cpu() => Err(DeviceError::Precision { name: device }),
+        PrecisionChoice::Bf16 => Ok(Precision::Bf16),
+        PrecisionChoice::Auto if device.is_cpu() && didact_kernels::level() == Level::Avx512Bf16 => Ok(Precision::Bf16),
+        PrecisionChoice::F32 | PrecisionChoice::Auto => Ok(Precision::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_devices_compute_in_f32() {
+        let gpu: DeviceName = "cuda:1".parse().expect("a device's name");
+        assert_eq!(resolve_precision(PrecisionChoice::Auto, gpu), Ok(Precision::F32));
+        assert_eq!(resolve_precision(PrecisionChoice::Bf16, gpu), Err(DeviceError::Precision { name: gpu }));
+        assert_eq!(resolve_precision(PrecisionChoice::Bf16, DeviceName::default()), Ok(Precision::Bf16));
     }
 }

@@ -76,6 +76,7 @@ impl Pipeline {
                 precision: self.model.precision().as_str().to_owned(),
                 cpu_level: didact_kernels::level().as_str().to_owned(),
                 threads: env.threads,
+                device: env.device.to_string(),
             },
         }
     }

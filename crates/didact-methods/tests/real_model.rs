@@ -4,6 +4,7 @@ use didact_core::cancel::Cancel;
 use didact_core::fault::Classify;
 use didact_core::progress::Silent;
 use didact_methods::{Env, RunOptions, load_recipe, run};
+use didact_model::DeviceName;
 use std::path::PathBuf;
 
 /// The pulled model.
@@ -47,6 +48,7 @@ fn real_model_learns_to_call_tools() {
         env: Env {
             version: "test",
             threads: 2,
+            device: DeviceName::default(),
             resolve_model: &unneeded,
             free_memory: &unknown,
             peak_memory: &unknown,

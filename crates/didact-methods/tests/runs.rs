@@ -6,6 +6,7 @@ use didact_core::files;
 use didact_core::progress::{Reporter, Silent, Table};
 use didact_data::train::{TokenizerKind, TokenizerSettings, train_tokenizer};
 use didact_methods::{Env, MethodError, Recipe, RunOptions, RunReport, load_recipe, plan, run};
+use didact_model::DeviceName;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -32,7 +33,14 @@ fn options<'a>(dir: &Path, reporter: &'a dyn Reporter) -> RunOptions<'a> {
         run_dir: Some(dir.to_owned()),
         fresh: false,
         force: false,
-        env: Env { version: "test", threads: 1, resolve_model: &nowhere, free_memory: &unknown, peak_memory: &unknown },
+        env: Env {
+            version: "test",
+            threads: 1,
+            device: DeviceName::default(),
+            resolve_model: &nowhere,
+            free_memory: &unknown,
+            peak_memory: &unknown,
+        },
         cancel: Cancel::new(),
         reporter,
     }

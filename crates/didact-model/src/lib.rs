@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod decoder;
+pub mod device;
 pub mod error;
 pub mod export;
 pub mod init;
@@ -26,6 +27,7 @@ pub mod weights;
 
 pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, DecoderInput, ForwardMode};
+pub use device::{DeviceError, DeviceKind, DeviceName};
 pub use error::ModelError;
 pub use lora::{LoraConfig, LoraState, TargetModules};
 pub use loss::LossSum;

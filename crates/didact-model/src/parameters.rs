@@ -1,11 +1,14 @@
 //! A model's parameters: one ordered list, by the names of the checkpoint, to which layers hold numbers.
 //!
-//! The optimiser works on this list directly and changes values in place: a buffer keeps its address for as long as the
-//! model lives, and is never copied behind the caller's back.
+//! The optimiser works on this list directly and changes values in place: on the CPU a buffer keeps its address for as
+//! long as the model lives, and is never copied behind the caller's back. Values on another device are copied to this
+//! process's memory to be read, and back when they were changed.
 
 use burn::backend::Flex;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use burn_flex::FlexTensor;
+
+use crate::ops::storage::{contiguous, on_flex, values};
 
 /// A parameter's place in its [`ParameterSet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,12 +53,36 @@ impl ParameterValue {
         }
     }
 
+    /// The values on the CPU's device, which must be where they are.
     fn primitive(self) -> FlexTensor {
         let primitive = match self {
             Self::Vector(t) => t.inner().try_into_primitive::<Flex>(),
             Self::Matrix(t) => t.inner().try_into_primitive::<Flex>(),
         };
-        primitive.expect("parameters live on the in-process device")
+        primitive.expect("only called for values on the CPU")
+    }
+
+    /// A copy of the values, wherever they are.
+    fn download(self) -> Vec<f32> {
+        into_f32(match self {
+            Self::Vector(t) => t.inner().into_data(),
+            Self::Matrix(t) => t.inner().into_data(),
+        })
+    }
+
+    /// The same values, unknown to earlier backward passes.
+    fn detached(self) -> Self {
+        match self {
+            Self::Vector(t) => Self::Vector(Tensor::from_inner(t.inner())),
+            Self::Matrix(t) => Self::Matrix(Tensor::from_inner(t.inner())),
+        }
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        match self {
+            Self::Vector(t) => on_flex(t),
+            Self::Matrix(t) => on_flex(t),
+        }
     }
 }
 
@@ -105,8 +132,11 @@ impl Parameter {
 
     /// A copy of the numbers, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
-        let primitive = self.value().clone().primitive();
-        super::ops::storage::values::<f32>(&super::ops::storage::contiguous(&primitive)).to_vec()
+        let value = self.value().clone();
+        if !value.is_on_cpu() {
+            return value.download();
+        }
+        values::<f32>(&contiguous(&value.primitive())).to_vec()
     }
 }
 
@@ -118,7 +148,7 @@ pub struct ParameterSet {
 }
 
 impl ParameterSet {
-    /// An empty set on `device`'s in-process processor, with gradients recorded.
+    /// An empty set on `device`, with gradients recorded.
     pub fn new(device: &Device) -> Self {
         let device = if device.is_autodiff() { device.clone() } else { device.clone().autodiff() };
         Self { parameters: Vec::new(), device }
@@ -186,8 +216,7 @@ impl ParameterSet {
     pub fn set_trainable(&mut self, id: ParameterId, trainable: bool) {
         let parameter = &mut self.parameters[id.0];
         parameter.trainable = trainable;
-        let primitive = parameter.value.take().map(ParameterValue::primitive);
-        parameter.value = primitive.map(|p| restore(p, trainable));
+        parameter.value = parameter.value.take().map(|value| value.detached().tracked(trainable));
     }
 
     /// Removes the parameters from `len` on.
@@ -195,7 +224,7 @@ impl ParameterSet {
         self.parameters.truncate(len);
     }
 
-    /// Lets `change` work on the numbers in place, row-major.
+    /// Lets `change` work on the numbers, row-major: in place on the CPU, on a copy that is then sent back elsewhere.
     ///
     /// Take what is needed of the gradients first: a backward pass done before this call no longer finds the parameter.
     ///
@@ -205,6 +234,13 @@ impl ParameterSet {
     pub fn data_mut<R>(&mut self, id: ParameterId, change: impl FnOnce(&mut [f32]) -> R) -> R {
         let parameter = &mut self.parameters[id.0];
         let value = parameter.value.take().expect("no update of this parameter was abandoned half-way");
+        if !value.is_on_cpu() {
+            let shape = value.shape();
+            let mut data = value.download();
+            let result = change(&mut data);
+            parameter.value = Some(ParameterValue::new(data, &shape, &self.device).tracked(parameter.trainable));
+            return result;
+        }
         let mut primitive = value.primitive();
         let result = {
             let Some(data) = primitive.try_storage_mut::<f32>() else {
@@ -216,10 +252,13 @@ impl ParameterSet {
         result
     }
 
-    /// Lets `read` look at the numbers without a copy, row-major.
+    /// Lets `read` look at the numbers, row-major; on the CPU without a copy.
     pub fn with_data<R>(&self, id: ParameterId, read: impl FnOnce(&[f32]) -> R) -> R {
-        let primitive = super::ops::storage::contiguous(&self.get(id).value().clone().primitive());
-        read(super::ops::storage::values::<f32>(&primitive))
+        let value = self.get(id).value().clone();
+        if !value.is_on_cpu() {
+            return read(&value.download());
+        }
+        read(values::<f32>(&contiguous(&value.primitive())))
     }
 
     /// The parameter's gradient, row-major, or `None` if the loss does not depend on it.

@@ -2,6 +2,8 @@
 
 use crate::commands;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use didact_core::fault::Classify;
+use didact_model::{DeviceError, DeviceName};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 
@@ -37,8 +39,8 @@ pub(crate) struct Global {
     #[arg(long, value_name = "N", global = true, help_heading = "Global options")]
     pub(crate) seed: Option<u64>,
     // The text is not a doc comment: rustdoc would read `[:i]` as a link.
-    #[arg(long, help = "Where to compute: cpu, cuda[:i], rocm[:i], metal, vulkan[:i] or wgpu", value_name = "DEVICE", default_value = "cpu", value_parser = device, global = true, help_heading = "Global options")]
-    pub(crate) device: Device,
+    #[arg(long, help = "Where to train: cpu, cuda[:i], rocm[:i], metal, vulkan[:i] or wgpu", value_name = "DEVICE", default_value = "cpu", value_parser = device, global = true, help_heading = "Global options")]
+    pub(crate) device: DeviceName,
     /// Arithmetic of matrix products; auto: bf16 for training where the processor multiplies it in hardware, else f32
     #[arg(long, value_name = "PRECISION", global = true, help_heading = "Global options")]
     pub(crate) precision: Option<PrecisionOption>,
@@ -72,26 +74,14 @@ impl PrecisionOption {
     }
 }
 
-/// `--device`: the one that this build has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Device;
-
-/// Devices that the command line knows, and whether they take an index.
-pub(crate) const DEVICES: [(&str, bool); 6] =
-    [("cpu", false), ("cuda", true), ("rocm", true), ("metal", false), ("vulkan", true), ("wgpu", false)];
-
-fn device(text: &str) -> Result<Device, String> {
-    let (name, index) = text.split_once(':').map_or((text, None), |(name, index)| (name, Some(index)));
-    let Some((_, takes_index)) = DEVICES.iter().find(|(known, _)| *known == name) else {
-        return Err("expected cpu, cuda[:i], rocm[:i], metal, vulkan[:i] or wgpu".to_owned());
-    };
-    match index {
-        Some(index) if !takes_index || index.parse::<u32>().is_err() => {
-            Err(format!("`{name}` takes {}", if *takes_index { "a number after the colon" } else { "no index" }))
-        }
-        _ if name == "cpu" => Ok(Device),
-        _ => Err("this build computes on the CPU only; use `--device cpu`".to_owned()),
+/// `--device`, refused where this build has no such device.
+fn device(text: &str) -> Result<DeviceName, String> {
+    let name: DeviceName = text.parse().map_err(|error: DeviceError| error.to_string())?;
+    if name.kind.is_built() {
+        return Ok(name);
     }
+    let error = DeviceError::NotBuilt { kind: name.kind };
+    Err(format!("{error}; {}", error.hint().unwrap_or_default()))
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +143,7 @@ pub(crate) fn normalised(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use didact_model::DeviceKind;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -182,13 +173,16 @@ mod tests {
     }
 
     #[test]
-    fn devices_other_than_the_cpu_are_refused_with_a_reason() {
-        assert_eq!(device("cpu"), Ok(Device));
-        for name in ["cuda", "cuda:1", "rocm:0", "metal", "vulkan", "wgpu"] {
-            assert!(device(name).expect_err("is not in this build").contains("CPU only"), "{name}");
+    fn devices_that_were_not_built_are_refused_with_the_feature_that_builds_them() {
+        assert_eq!(device("cpu"), Ok(DeviceName::default()));
+        for kind in DeviceKind::ALL {
+            match device(kind.as_str()) {
+                Ok(name) => assert!(kind.is_built() && name.kind == kind, "{name}"),
+                Err(reason) => assert!(reason.contains(&format!("--features {kind}")), "{reason}"),
+            }
         }
         for name in ["cpu:0", "cuda:x", "tpu", ""] {
-            assert!(!device(name).expect_err("is no device").contains("CPU only"), "{name}");
+            assert!(!device(name).expect_err("is no device").contains("--features"), "{name}");
         }
     }
 }

@@ -17,7 +17,7 @@ fn wrong_usage_ends_with_2_and_says_what_would_do() {
         (&["run", "nowhere.toml"], &["nowhere.toml"]),
         (&["run", "sft", "--set", "x"], &["`--set x`", "hint: write it as"]),
         (&["run", "sft", "--set", "train.lerning_rate=1"], &["lerning_rate", "learning_rate"]),
-        (&["doctor", "--device", "cuda:0"], &["CPU only", "--device cpu"]),
+        (&["doctor", "--device", "rocm:0"], &["no device `rocm`", "--features rocm", "--device cpu"]),
         (&["doctor", "--device", "tpu"], &["expected cpu, cuda[:i]"]),
         (&["doctor", "--threads", "0"], &["--threads"]),
         (&["generate", "--model", "model"], &["--prompt", "--input"]),
@@ -392,4 +392,22 @@ fn one_bad_prompt_does_not_stop_the_others() {
     assert_eq!(report["failed"], 1);
     assert!(report["completions"][0]["error"].as_str().unwrap().contains("200 tokens"), "{report}");
     assert!(report["completions"][1]["text"].is_string());
+}
+
+#[test]
+fn bench_gemm_measures_every_variant() {
+    let world = World::new();
+    let report = world.json(&["bench", "gemm", "--sizes", "32,48", "--squares", "--seconds", "0.001"], 0);
+    assert_eq!(report["peak_size"], 48);
+    assert_eq!(report["products"].as_array().unwrap().len(), 2);
+    for rate in ["f32_gflops", "bf16_gflops"] {
+        let rate = report[rate].as_f64().unwrap();
+        let last = &report["products"][1];
+        assert!(rate > 0.0 && rate.is_finite(), "{report}");
+        assert!(last["gflops"]["f32"]["min"].as_f64() <= last["gflops"]["f32"]["median"].as_f64(), "{last}");
+    }
+    assert!(world.ok(&["bench", "gemm", "--sizes", "32", "--squares", "--seconds", "0.001"]).contains("in registers"));
+    assert!(world.refused(&["bench", "gemm", "--seconds", "0"], 2).contains("`--seconds` is 0"));
+    let warned = world.output(&["bench", "gemm", "--sizes", "8", "--squares", "--seconds", "0.001", "--device", "cpu"]);
+    assert!(!String::from_utf8(warned.stderr).unwrap().contains("warning"));
 }

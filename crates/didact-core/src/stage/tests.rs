@@ -61,6 +61,7 @@ fn open_on(root: &Path, cpu_level: &str) -> RunDir {
         precision: "f32".to_owned(),
         cpu_level: cpu_level.to_owned(),
         threads: 1,
+        device: "cpu".to_owned(),
     };
     let identity = RunIdentity {
         format: FORMAT,

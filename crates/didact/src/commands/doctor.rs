@@ -1,11 +1,11 @@
 //! `didact doctor`: what this machine has, and what it costs that something is missing.
 
 use super::model::bytes;
-use crate::cli::DEVICES;
 use crate::memory;
 use crate::output::{Output, Status};
 use didact_core::progress::Table;
 use didact_kernels::Level;
+use didact_model::DeviceKind;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,9 @@ struct Memory {
 struct Device {
     name: &'static str,
     available: bool,
-    note: &'static str,
+    /// How many of them; `--device name:i` takes one where there can be several.
+    count: usize,
+    note: String,
 }
 
 #[derive(Serialize)]
@@ -109,7 +111,7 @@ pub(crate) fn run(threads: usize, output: &Output) -> anyhow::Result<Status> {
             bf16: Level::Avx512Bf16.is_available(),
         },
         memory: Memory { total_bytes: memory::total(), free_bytes: memory::free() },
-        devices: DEVICES.iter().map(|(name, _)| device(name)).collect(),
+        devices: DeviceKind::ALL.into_iter().map(device).collect(),
         sandbox: match on_path("bwrap") {
             Some(_) => Sandbox { available: true, note: "bubblewrap is there" },
             None => Sandbox { available: false, note: "without bubblewrap, programs that a model writes are not run" },
@@ -145,9 +147,14 @@ fn features() -> Vec<&'static str> {
     Vec::new()
 }
 
-fn device(name: &'static str) -> Device {
-    let available = name == "cpu";
-    Device { name, available, note: if available { "" } else { "this build computes on the CPU only" } }
+fn device(kind: DeviceKind) -> Device {
+    let count = kind.devices().len();
+    let note = match count {
+        _ if !kind.is_built() => format!("not in this build; build with `--features {kind}` to train on it"),
+        0 => "this machine has none".to_owned(),
+        _ => String::new(),
+    };
+    Device { name: kind.as_str(), available: count > 0, count, note }
 }
 
 /// Where a program is on `PATH`.
@@ -183,8 +190,12 @@ fn text(report: &Report, output: &Output) -> String {
         ["sandbox".to_owned(), report.sandbox.note.to_owned()],
     ];
     for device in &report.devices {
-        let note = if device.available { "available" } else { device.note };
-        rows.push([format!("device {}", device.name), note.to_owned()]);
+        let note = match device.count {
+            0 => device.note.clone(),
+            1 => "available".to_owned(),
+            count => format!("{count} available"),
+        };
+        rows.push([format!("device {}", device.name), note]);
     }
     for tool in &report.tools {
         let state = match &tool.path {

@@ -34,6 +34,9 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
         ));
     }
     let threads = start_threads(&global, output)?;
+    if !global.device.is_cpu() && !matches!(command, Command::Run(_) | Command::Doctor) {
+        output.warn(&format!("this command computes on the CPU; `--device {}` is for `didact run`", global.device));
+    }
     match command {
         Command::Run(args) => run::run(&args, &global, threads, output),
         Command::Recipes(command) => recipes::run(command, output),

@@ -50,6 +50,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, threads: usize, output: &Outp
         env: Env {
             version: &version,
             threads,
+            device: global.device,
             resolve_model: &resolve,
             free_memory: &memory::free,
             peak_memory: &memory::peak,

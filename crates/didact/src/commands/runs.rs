@@ -181,7 +181,7 @@ fn text(view: &RunView, output: &Output) -> String {
     };
     let environment = &view.environment;
     let mut parts = vec![format!(
-        "{}\n  recipe {}, seed {}, {}\n  by didact {}, {} on {}, {} threads",
+        "{}\n  recipe {}, seed {}, {}\n  by didact {}, {} on {}, {} threads, device {}",
         view.run_dir.display(),
         view.recipe,
         view.seed,
@@ -189,7 +189,8 @@ fn text(view: &RunView, output: &Output) -> String {
         environment.version,
         environment.precision,
         environment.cpu_level,
-        environment.threads
+        environment.threads,
+        environment.device
     )];
     let mut settings = Vec::new();
     flatten("", &view.settings, &mut settings);

@@ -86,13 +86,12 @@ impl BenchModel {
 
     /// The model asked for; of a path, only the shape is read. It takes the batch of `135m`.
     pub(super) fn find(args: &ShapeArgs, output: &Output) -> anyhow::Result<Self> {
-        let mut model = match Self::built_in(&args.model) {
-            Some(model) => model,
-            None => {
-                let config = Checkpoint::open(locate(&args.model, output)?)?.config().clone();
-                let seq = SEQ.min(config.max_position_embeddings);
-                Self { name: args.model.clone(), config, batch: BUILT_IN[1].1, seq }
-            }
+        let mut model = if let Some(model) = Self::built_in(&args.model) {
+            model
+        } else {
+            let config = Checkpoint::open(locate(&args.model, output)?)?.config().clone();
+            let seq = SEQ.min(config.max_position_embeddings);
+            Self { name: args.model.clone(), config, batch: BUILT_IN[1].1, seq }
         };
         model.batch = args.batch.map_or(model.batch, NonZeroUsize::get);
         model.seq = args.seq.map_or(model.seq, NonZeroUsize::get);
