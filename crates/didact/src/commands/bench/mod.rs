@@ -151,7 +151,7 @@ mod tests {
             let model = BenchModel::built_in(name).expect("a built-in model");
             didact_model::parameter_count(&model.config)
         };
-        assert_eq!(parameters("small"), 5_797_120);
+        assert_eq!(parameters("small"), 5_795_072);
         assert_eq!(parameters("135m"), 134_515_008);
         assert!(BenchModel::built_in("7b").is_none());
     }
