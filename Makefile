@@ -1,6 +1,11 @@
 # Everything here is a short name for a command; nothing is hidden in it.
 CARGO ?= cargo
 DIDACT := target/release/didact
+# For comparisons only.
+PYTHON ?= python3
+BENCH_NEEDS := the comparison needs PyTorch, in a virtual environment outside this repository: \
+  python3 -m venv ~/didact-bench && ~/didact-bench/bin/pip install torch transformers && \
+  make bench PYTHON=~/didact-bench/bin/python
 # The tests that need SmolLM2 look here; `model pull` answers at once when the model is already there.
 DIDACT_TEST_MODEL_NAME := smollm2-135m-instruct
 # Another selection of features, so another directory.
@@ -8,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu lint interop bench
+.PHONY: help demo test test-model test-wgpu lint interop bench bench-train
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +35,13 @@ test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fail
 test-wgpu: ## trains on a Vulkan device and compares with the CPU (Debian: apt-get install mesa-vulkan-drivers)
 	CARGO_TARGET_DIR=$(WGPU_TARGET) $(CARGO) test --locked -p didact --features wgpu --test device \
 	  --config 'profile.dev.package."*".opt-level=1'
+
+bench: bench-train ## Didact beside PyTorch, into bench/RESULTS.md (needs torch, transformers: make bench PYTHON=...)
+
+bench-train:
+	@$(PYTHON) -c 'import torch, transformers' || { echo "$(BENCH_NEEDS)"; exit 1; }
+	$(CARGO) build --release --locked --bin didact
+	$(PYTHON) bench/train.py
 
 lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all --check
