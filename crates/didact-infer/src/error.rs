@@ -29,12 +29,6 @@ pub enum InferError {
         /// What would do.
         expected: &'static str,
     },
-    /// The model gives no numbers.
-    #[error("the model's scores are not finite after {tokens} tokens: its weights are damaged or training diverged")]
-    NotFinite {
-        /// Tokens of the sequence so far.
-        tokens: usize,
-    },
 }
 
 impl Classify for InferError {
@@ -42,7 +36,6 @@ impl Classify for InferError {
         match self {
             Self::Model(error) => error.fault(),
             Self::Vocabulary { .. } | Self::Option { .. } => Fault::Input,
-            Self::NotFinite { .. } => Fault::Running,
         }
     }
 

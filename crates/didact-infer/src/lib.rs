@@ -1,8 +1,9 @@
 //! Generating text with a model in this process.
 //!
 //! [`Engine`] is the model's mathematics over rows of tokens of many sequences at once, each with its [`KvCache`].
-//! [`LocalGenerator`] schedules requests over it and implements [`didact_core::generate::Generator`]: continuous
-//! batching, sampling, stop strings, log-probabilities, scoring.
+//! [`LocalModel`] adds the tokenizer. [`Scheduler`] is continuous batching: requests join and leave between forward
+//! passes, and their text comes out as [`Event`]s while it is written. [`LocalGenerator`] is a thin loop over it that
+//! implements [`didact_core::generate::Generator`], and scores given texts.
 //!
 //! What a request is answered does not depend on what else is in the batch, on the batch's size or on the number of
 //! threads: every kernel gives a row the same bits whatever stands beside it, and what is drawn depends on the request's
@@ -13,13 +14,17 @@ mod cache;
 mod engine;
 mod error;
 mod generator;
+mod model;
 mod sampler;
+mod scheduler;
 mod stop;
 mod weights;
 
 pub use cache::KvCache;
 pub use engine::{Engine, Span};
 pub use error::InferError;
-pub use generator::{LocalGenerator, Options};
+pub use generator::LocalGenerator;
+pub use model::LocalModel;
 pub use sampler::{Choice, Sampler, check};
+pub use scheduler::{Event, Options, RequestId, Scheduler};
 pub use weights::EngineWeights;

@@ -1,4 +1,6 @@
-//! Finding stop strings in text that grows token by token.
+//! Finding stop strings in text that grows token by token, and telling what of it can be shown.
+
+use std::ops::Range;
 
 /// Text that grows, and which tokens it came from. A stop string may begin in one token and end in another.
 #[derive(Debug, Clone, Default)]
@@ -6,6 +8,9 @@ pub(crate) struct StopSearch {
     text: String,
     /// Bytes of `text` once token `i` was added.
     ends: Vec<usize>,
+    /// Bytes of `text`, and tokens, that were handed out by [`StopSearch::release`].
+    shown: usize,
+    shown_tokens: usize,
 }
 
 /// Where an answer stops.
@@ -33,6 +38,48 @@ impl StopSearch {
         let tokens = (0..self.ends.len()).take_while(|&i| begins(i) < at).count();
         Some(Stopped { text: self.text[..at].to_owned(), tokens })
     }
+
+    /// Text that can be shown since the last time, and the tokens that end in it: all but what may be the beginning of a
+    /// stop string.
+    pub(crate) fn release(&mut self, stop: &[String]) -> Option<(String, Range<usize>)> {
+        let kept = stop.iter().map(|s| beginning_at_end(&self.text, s)).max().unwrap_or(0);
+        let end = self.text.len() - kept;
+        if end <= self.shown {
+            return None;
+        }
+        let tokens = self.ends.partition_point(|&e| e <= end);
+        Some(self.hand_out(end, tokens))
+    }
+
+    /// Forgets the text from byte `at` on, which was not handed out: a stop string begins there.
+    pub(crate) fn cut(&mut self, at: usize) {
+        self.text.truncate(at);
+    }
+
+    /// The rest of an answer that ends after `tokens` tokens, with `last` behind what was pushed.
+    pub(crate) fn release_rest(&mut self, last: &str, tokens: usize) -> Option<(String, Range<usize>)> {
+        self.text.push_str(last);
+        let (text, tokens) = self.hand_out(self.text.len(), tokens);
+        (!text.is_empty() || !tokens.is_empty()).then_some((text, tokens))
+    }
+
+    /// The text so far.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn hand_out(&mut self, end: usize, tokens: usize) -> (String, Range<usize>) {
+        let from = self.shown.min(end);
+        let range = self.shown_tokens.min(tokens)..tokens;
+        (self.shown, self.shown_tokens) = (end, tokens);
+        (self.text[from..end].to_owned(), range)
+    }
+}
+
+/// Length of the longest end of `text` that `stop` begins with, short of all of it.
+fn beginning_at_end(text: &str, stop: &str) -> usize {
+    let lengths = stop.char_indices().map(|(at, _)| at).rev();
+    lengths.filter(|&length| length > 0).find(|&length| text.ends_with(&stop[..length])).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -68,6 +115,26 @@ mod tests {
     fn the_stop_string_that_begins_first_wins() {
         let (stopped, _) = run(&["st", "op!"], &["p!", "to"]).expect("both are there");
         assert_eq!(stopped.text, "s");
+    }
+
+    #[test]
+    fn what_may_begin_a_stop_string_is_held_back() {
+        let stop = ["stop!".to_owned(), "é.".to_owned()];
+        let mut search = StopSearch::default();
+        let mut shown = Vec::new();
+        for token in ["a s", "to", "x st", "o", "é", "b", "", "."] {
+            assert_eq!(search.push(token, &stop), None);
+            shown.extend(search.release(&stop));
+        }
+        let of = |text: &str, tokens| (text.to_owned(), tokens);
+        assert_eq!(shown, [of("a ", 0..0), of("stox ", 0..2), of("sto", 2..4), of("éb", 4..6), of(".", 6..8)]);
+        assert_eq!(search.release(&stop), None);
+        // The beginning comes out when nothing more comes.
+        let mut search = StopSearch::default();
+        assert_eq!((search.push("xs", &stop), search.release(&stop)), (None, Some(of("x", 0..0))));
+        assert_eq!(search.release_rest("", 1), Some(of("s", 0..1)));
+        assert_eq!(search.release_rest("", 1), None);
+        assert_eq!(search.text(), "xs");
     }
 
     #[test]

@@ -1,73 +1,22 @@
 //! The generator over a tiny model with random weights and a tokenizer whose tokens are bytes.
 
+mod common;
+
+use common::{CONTEXT, drawn, greedy, request, tokenizer, weights};
 use didact_core::cancel::Cancel;
-use didact_core::files;
 use didact_core::generate::{Answer, Completion, FinishReason, Generator, Prompt, Request, RequestError, Sampling};
 use didact_core::message::{Message, Role, Tool};
 use didact_data::tokenizer::Tokenizer;
-use didact_infer::{EngineWeights, LocalGenerator, Options, Span};
-use didact_model::Checkpoint;
+use didact_infer::{LocalGenerator, Options, Span};
 use serde_json::json;
 use std::sync::Arc;
 
-/// The model's context.
-const CONTEXT: usize = 64;
-
-/// A tokenizer of 256 bytes, an unused token and an end of turn (257), in which `eos` ends answers.
-fn tokenizer(eos: u32) -> Arc<Tokenizer> {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    // GPT-2's printable stand-ins for bytes.
-    let mut shifted = 256;
-    let vocab: serde_json::Map<String, serde_json::Value> = (0..256u32)
-        .map(|byte| {
-            let is_printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
-            let stands = if is_printable { byte } else { shifted };
-            shifted += u32::from(!is_printable);
-            (char::from_u32(stands).expect("a character").to_string(), json!(byte))
-        })
-        .collect();
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": [special(256, "<unused>"), special(257, "<end>")],
-        "pre_tokenizer": byte_level, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
-    });
-    let write = |name: &str, value: serde_json::Value| {
-        files::write_atomic(directory.path().join(name), value.to_string().as_bytes()).expect("the fixture is written");
-    };
-    write("tokenizer.json", tokenizer);
-    write("tokenizer_config.json", json!({"eos_token": "<end>", "model_max_length": CONTEXT}));
-    write("generation_config.json", json!({"eos_token_id": [eos]}));
-    Arc::new(Tokenizer::open(directory.path()).expect("the fixture opens"))
-}
-
 fn generator_with(model: &str, eos: u32, options: Options) -> LocalGenerator {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/").to_owned() + model;
-    let checkpoint = Checkpoint::open(path).expect("the golden model opens");
-    let weights = EngineWeights::from_checkpoint(&checkpoint).expect("the golden model loads");
-    LocalGenerator::new(weights, tokenizer(eos), options).expect("model and tokenizer fit")
+    LocalGenerator::new(weights(model), tokenizer(eos), options).expect("model and tokenizer fit")
 }
 
 fn generator() -> LocalGenerator {
     generator_with("llama", 257, Options::default())
-}
-
-fn request(text: &str, sampling: Sampling) -> Request {
-    Request { prompt: Prompt::Text(text.into()), sampling }
-}
-
-fn greedy(max_tokens: usize) -> Sampling {
-    Sampling { max_tokens, ..Sampling::default() }
-}
-
-fn drawn(seed: u64, max_tokens: usize) -> Sampling {
-    Sampling { temperature: 1.0, seed, max_tokens, ..Sampling::default() }
 }
 
 fn all(generator: &LocalGenerator, requests: &[Request]) -> Vec<Result<Completion, RequestError>> {
@@ -273,10 +222,8 @@ fn scores_are_the_log_probabilities_that_generation_reports() {
 
 #[test]
 fn an_option_of_zero_is_refused() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/llama");
-    let weights = EngineWeights::from_checkpoint(&Checkpoint::open(path).expect("opens")).expect("loads");
     let options = Options { max_streams: 0, ..Options::default() };
-    let error = LocalGenerator::new(weights, tokenizer(257), options).expect_err("no streams");
+    let error = LocalGenerator::new(weights("llama"), tokenizer(257), options).expect_err("no streams");
     assert_eq!(error.to_string(), "`max_streams` is 0, expected a count from 1");
 }
 
@@ -285,9 +232,7 @@ fn a_conversation_is_answered_as_its_rendered_text_is() {
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                     {% if tools %}{{ tools | length }} tools\n{% endif %}{% if add_generation_prompt %}a: {% endif %}";
     let tokenizer = Tokenizer::clone(&tokenizer(257)).with_template(template, "the test").expect("it compiles");
-    let checkpoint = Checkpoint::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/llama")).expect("it opens");
-    let weights = EngineWeights::from_checkpoint(&checkpoint).expect("the golden model loads");
-    let generator = LocalGenerator::new(weights, Arc::new(tokenizer), Options::default()).expect("they fit");
+    let generator = LocalGenerator::new(weights("llama"), Arc::new(tokenizer), Options::default()).expect("they fit");
     let messages = vec![Message::new(Role::User, "hi")];
     let chat = Prompt::Messages { messages: messages.clone(), tools: vec![Tool(json!({"name": "f"}))] };
     let text = Prompt::Text("user: hi\n1 tools\na: ".into());

@@ -1,0 +1,114 @@
+//! A model that text can be asked of: the engine and the tokenizer that belongs to it.
+
+use crate::engine::Engine;
+use crate::error::InferError;
+use crate::weights::EngineWeights;
+use didact_core::generate::{Prompt, RequestError};
+use didact_core::message::{Message, Tool};
+use didact_data::template::RenderOptions;
+use didact_data::tokenizer::Tokenizer;
+use didact_kernels::Precision;
+use std::sync::Arc;
+
+/// An [`Engine`], its tokenizer and the tokens that end an answer.
+#[derive(Debug)]
+pub struct LocalModel {
+    engine: Engine,
+    tokenizer: Arc<Tokenizer>,
+    eos: Vec<u32>,
+}
+
+impl LocalModel {
+    /// Packs the weights for generation.
+    ///
+    /// # Errors
+    /// When the tokenizer does not belong to the model.
+    pub fn new(weights: EngineWeights, tokenizer: Arc<Tokenizer>, precision: Precision) -> Result<Self, InferError> {
+        let (tokens, rows) = (tokenizer.vocab_size(), weights.config().vocab_size);
+        if tokens > rows {
+            return Err(InferError::Vocabulary { tokenizer: tokens, model: rows });
+        }
+        let mut eos = tokenizer.eos_ids().to_vec();
+        if eos.is_empty() {
+            eos.clone_from(&weights.config().eos_token_ids);
+        }
+        Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The tokens that end an answer.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Most tokens of prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.engine.config().max_position_embeddings
+    }
+
+    /// A prompt's tokens.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenised, the conversation not be rendered, or an id is not in the vocabulary.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
+        match prompt {
+            Prompt::Messages { messages, tools } => self.encode(&Prompt::Text(self.render(messages, tools)?)),
+            Prompt::Text(text) => {
+                let mut ids = self.tokenizer.encode(text).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
+                // A rendered chat template writes the first token itself.
+                if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+                    && ids.first() != Some(&bos)
+                {
+                    ids.insert(0, bos);
+                }
+                Ok(ids)
+            }
+            Prompt::Ids(ids) => {
+                let limit = self.engine.config().vocab_size;
+                match ids.iter().find(|&&id| id as usize >= limit) {
+                    Some(id) => Err(RequestError::Setting {
+                        name: "prompt".into(),
+                        value: format!("token {id}"),
+                        expected: format!("expected ids below {limit}, the model's vocabulary"),
+                    }),
+                    None => Ok(ids.clone()),
+                }
+            }
+        }
+    }
+
+    /// A conversation as the model's chat template writes it, up to where the assistant's turn begins.
+    ///
+    /// # Errors
+    /// When the model has no template, or it refuses the conversation.
+    pub(crate) fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, RequestError> {
+        let template = self.tokenizer.template();
+        let template = template.ok_or_else(|| RequestError::Template("the model has no chat template".into()))?;
+        let options = RenderOptions::default().with_generation_prompt();
+        template.render(messages, tools, &options).map_err(|e| RequestError::Template(e.to_string()))
+    }
+
+    /// A prompt's tokens, if an answer of at least one token fits behind them.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), and when the prompt is empty or fills the context.
+    pub fn encode_to_continue(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
+        let ids = self.encode(prompt)?;
+        if ids.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        if ids.len() >= self.context() {
+            return Err(RequestError::PromptTooLong { tokens: ids.len(), context: self.context() });
+        }
+        Ok(ids)
+    }
+}

@@ -1,0 +1,472 @@
+//! Continuous batching: many requests over one [`LocalModel`], in steps.
+//!
+//! A step is one forward pass. It reads one new token of every answer that is being written and, as far as
+//! [`Options::max_batch_tokens`] allows, the next pieces of waiting prompts; requests join and leave between steps. The
+//! answers to one request share its prompt's pass.
+//!
+//! One thread calls a scheduler. Who asks for many things at once (a server) gives each request to that thread and
+//! passes its [`Event`]s on.
+
+use crate::cache::KvCache;
+use crate::engine::Span;
+use crate::error::InferError;
+use crate::model::LocalModel;
+use crate::sampler::{self, Choice, Sampler};
+use crate::stop::StopSearch;
+use didact_core::generate::{Answer, Completion, FinishReason, GenerateError, Request, RequestError, Sampling};
+use didact_data::DataError;
+use didact_data::tokenizer::IncrementalDecoder;
+use didact_kernels::Precision;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How generation in this process works. None of it changes what is generated, but for the precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// In what matrix products are computed. Decided when a model's weights are packed; a [`Scheduler`] uses its
+    /// model's.
+    pub precision: Precision,
+    /// Most tokens in a forward pass.
+    pub max_batch_tokens: usize,
+    /// Most answers that are written at a time.
+    pub max_streams: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { precision: Precision::F32, max_batch_tokens: 2048, max_streams: 64 }
+    }
+}
+
+impl Options {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Naming the option that is 0.
+    pub(crate) fn validate(&self) -> Result<(), InferError> {
+        for (name, value) in [("max_batch_tokens", self.max_batch_tokens), ("max_streams", self.max_streams)] {
+            if value == 0 {
+                return Err(InferError::Option { name, value, expected: "a count from 1" });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A request of one [`Scheduler`], numbered in the order of submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(u64);
+
+/// What happened to a request in a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An answer became longer.
+    Text {
+        /// Whose.
+        id: RequestId,
+        /// Which of its answers.
+        answer: usize,
+        /// What can be shown now: whole characters that cannot become part of a stop string. All of an answer's pieces
+        /// together are its text.
+        text: String,
+        /// The answer's tokens that end in this piece.
+        tokens: Range<usize>,
+    },
+    /// An answer is complete.
+    Answer {
+        /// Whose.
+        id: RequestId,
+        /// Which of its answers.
+        answer: usize,
+        /// The answer.
+        value: Answer,
+    },
+    /// All answers of a request are complete; the last one's [`Event::Answer`] came just before.
+    Finished {
+        /// Which request.
+        id: RequestId,
+        /// Its answers.
+        completion: Completion,
+    },
+    /// A request cannot be answered. The others go on.
+    Failed {
+        /// Which request.
+        id: RequestId,
+        /// Why.
+        error: RequestError,
+    },
+}
+
+/// A request whose prompt is being read or whose answers are being written.
+#[derive(Debug)]
+struct Group {
+    sampling: Sampling,
+    prompt: Vec<u32>,
+    /// The prompt's, as far as it was read; gone once the last answer has taken it.
+    cache: Option<KvCache>,
+    /// Scores after the prompt, once it was read; each answer's first token comes from them.
+    first_scores: Vec<f32>,
+    /// Answers that were begun.
+    begun: usize,
+    answers: Vec<Option<Answer>>,
+}
+
+impl Group {
+    /// Tokens of the prompt not read yet.
+    fn unread(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| self.prompt.len() - cache.len())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.answers.iter().all(Option::is_some)
+    }
+
+    /// What was answered so far, the rest as cancelled.
+    fn into_completion(self) -> Completion {
+        let answers = self.answers.into_iter().map(|answer| answer.unwrap_or_else(nothing_yet)).collect();
+        Completion { answers, prompt_tokens: self.prompt.len() }
+    }
+}
+
+/// An answer that was cancelled before its first token.
+fn nothing_yet() -> Answer {
+    Answer {
+        text: String::new(),
+        ids: Vec::new(),
+        log_probs: Vec::new(),
+        top_log_probs: Vec::new(),
+        finish_reason: FinishReason::Cancelled,
+    }
+}
+
+/// An answer that is being written.
+#[derive(Debug)]
+struct Stream {
+    request: RequestId,
+    answer: usize,
+    sampler: Sampler,
+    cache: KvCache,
+    ids: Vec<u32>,
+    log_probs: Vec<f32>,
+    decoder: IncrementalDecoder,
+    written: StopSearch,
+}
+
+/// The requests of one model, on their way.
+#[derive(Debug)]
+pub struct Scheduler {
+    model: Arc<LocalModel>,
+    options: Options,
+    submitted: u64,
+    groups: BTreeMap<RequestId, Group>,
+    /// Requests that have no place yet, in order.
+    waiting: VecDeque<RequestId>,
+    /// Requests whose prompt is not read to its end, in order.
+    reading: VecDeque<RequestId>,
+    /// Requests with answers still to be begun, in order.
+    ready: VecDeque<RequestId>,
+    streams: Vec<Stream>,
+}
+
+const STAYS: &str = "a request stays until its answers are done";
+
+impl Scheduler {
+    /// A scheduler without requests.
+    ///
+    /// # Errors
+    /// When an option is out of range.
+    pub fn new(model: Arc<LocalModel>, options: Options) -> Result<Self, InferError> {
+        options.validate()?;
+        Ok(Self {
+            model,
+            options,
+            submitted: 0,
+            groups: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            reading: VecDeque::new(),
+            ready: VecDeque::new(),
+            streams: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<LocalModel> {
+        &self.model
+    }
+
+    /// Takes a request; it waits until there is room for it.
+    ///
+    /// # Errors
+    /// When it cannot be answered; nothing was changed.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        let Request { prompt, sampling } = request;
+        sampler::check(&sampling)?;
+        let prompt = self.model.encode_to_continue(&prompt)?;
+        let id = RequestId(self.submitted);
+        self.submitted += 1;
+        let answers = vec![None; sampling.n];
+        let cache = Some(self.model.engine().cache());
+        self.groups.insert(id, Group { sampling, prompt, cache, first_scores: Vec::new(), begun: 0, answers });
+        self.waiting.push_back(id);
+        Ok(id)
+    }
+
+    /// Ends a request at once and frees its places. No event speaks of it any more.
+    ///
+    /// What was written of it so far, if any answer was begun; `None` also for a request that is done or unknown.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Completion> {
+        let mut group = self.forget(id, |group, mut stream, model| {
+            // What cannot be decoded is left out: nobody waits for it.
+            let _ = end(&mut stream, model);
+            let answer = stream.answer;
+            group.answers[answer] = Some(stream.into_answer(FinishReason::Cancelled));
+        })?;
+        group.cache = None;
+        (group.begun > 0).then(|| group.into_completion())
+    }
+
+    /// Ends one answer of a request at once, as far as it got; the others go on. One that was not begun is left alone.
+    pub fn cancel_answer(&mut self, id: RequestId, answer: usize, events: &mut Vec<Event>) {
+        let Some(at) = self.streams.iter().position(|s| s.request == id && s.answer == answer) else { return };
+        let mut stream = self.streams.remove(at);
+        let rest = end(&mut stream, &self.model).ok().flatten();
+        events.extend(rest.map(|(text, tokens)| Event::Text { id, answer, text, tokens }));
+        self.complete(id, answer, stream.into_answer(FinishReason::Cancelled), events);
+    }
+
+    /// Whether another request would get a place now. Submitting more is fine; they wait.
+    pub fn has_room(&self) -> bool {
+        let to_come = |id: &RequestId| {
+            let group = &self.groups[id];
+            group.sampling.n - group.begun
+        };
+        let queued = self.waiting.iter().chain(&self.reading).chain(&self.ready);
+        self.streams.len() + queued.map(to_come).sum::<usize>() < self.options.max_streams
+    }
+
+    /// Requests that have no place yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Answers that are being written.
+    pub fn running(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// One forward pass, if there is anything to do: a token of each answer, and as much of the prompts as there is
+    /// room for. What happened is added to `events`.
+    ///
+    /// `false` when nothing is left to do.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot decode what was generated; the scheduler must not be used any more.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<bool, GenerateError> {
+        self.admit();
+        let (choices, read_to_the_end) = self.forward();
+        self.reading.retain(|id| !read_to_the_end.contains(id));
+        self.ready.extend(read_to_the_end);
+        for (stream, choice) in std::mem::take(&mut self.streams).into_iter().zip(choices) {
+            self.go_on(stream, choice, events)?;
+        }
+        self.begin(events)?;
+        Ok(!self.groups.is_empty())
+    }
+
+    /// Gives places to waiting requests while there are any.
+    fn admit(&mut self) {
+        let to_come = |groups: &BTreeMap<RequestId, Group>, id: &RequestId| groups[id].sampling.n - groups[id].begun;
+        let admitted = self.reading.iter().chain(&self.ready);
+        let mut taken = self.streams.len() + admitted.map(|id| to_come(&self.groups, id)).sum::<usize>();
+        while taken < self.options.max_streams
+            && let Some(id) = self.waiting.pop_front()
+        {
+            taken += to_come(&self.groups, &id);
+            self.reading.push_back(id);
+        }
+    }
+
+    /// The pass: what each stream chose, and the requests whose prompt was read to its end.
+    fn forward(&mut self) -> (Vec<Option<Choice>>, Vec<RequestId>) {
+        let engine = self.model.engine();
+        let vocab = engine.config().vocab_size;
+        let mut room = self.options.max_batch_tokens.saturating_sub(self.streams.len());
+        if self.streams.is_empty() {
+            room = room.max(1);
+        }
+        let mut spans = Vec::new();
+        let mut choosers = Vec::with_capacity(self.streams.len());
+        for stream in &mut self.streams {
+            choosers.push((&stream.sampler, stream.ids.len()));
+            let last = stream.ids.len() - 1;
+            spans.push(Span { cache: &mut stream.cache, ids: &stream.ids[last..], logits_from: 0 });
+        }
+        // Requests are numbered in the order of submission, which is the order of `reading`.
+        let mut read_to_the_end = Vec::new();
+        let mut keep = Vec::new();
+        let range = self.reading.front().copied().zip(self.reading.back().copied());
+        let groups = range.map(|(first, last)| self.groups.range_mut(first..=last));
+        for (id, group) in groups.into_iter().flatten().filter(|(_, group)| group.unread() > 0) {
+            let take = group.unread().min(room);
+            if take == 0 {
+                break;
+            }
+            room -= take;
+            let is_end = take == group.unread();
+            let cache = group.cache.as_mut().expect("a prompt's cache stays until the last answer begins");
+            let ids = &group.prompt[cache.len()..][..take];
+            spans.push(Span { cache, ids, logits_from: if is_end { take - 1 } else { take } });
+            if is_end {
+                read_to_the_end.push(*id);
+                keep.push(&mut group.first_scores);
+            }
+        }
+        // Scores come in the order of the spans: of the streams, then of the prompts that were read to their end.
+        let mut choices: Vec<Option<Choice>> = Vec::with_capacity(choosers.len());
+        let mut keep = keep.into_iter();
+        engine.forward(&mut spans, |rows, scores| {
+            let of_streams = choosers.len().saturating_sub(rows.start).min(rows.len());
+            let (of_streams, of_prompts) = scores.split_at(of_streams * vocab);
+            let choosers = choosers.get(rows.start..).unwrap_or_default();
+            choices.par_extend(
+                of_streams
+                    .par_chunks_exact(vocab)
+                    .zip(choosers)
+                    .map(|(scores, (sampler, index))| sampler.choose(scores, *index)),
+            );
+            for (scores, keep) in of_prompts.chunks_exact(vocab).zip(&mut keep) {
+                scores.clone_into(keep);
+            }
+        });
+        (choices, read_to_the_end)
+    }
+
+    /// Begins answers whose prompt is read, while places are free.
+    fn begin(&mut self, events: &mut Vec<Event>) -> Result<(), GenerateError> {
+        while self.streams.len() < self.options.max_streams
+            && let Some(&request) = self.ready.front()
+        {
+            let group = self.groups.get_mut(&request).expect(STAYS);
+            let answer = group.begun;
+            group.begun += 1;
+            let cache = if group.begun == group.sampling.n {
+                self.ready.pop_front();
+                group.cache.take()
+            } else {
+                group.cache.clone()
+            };
+            let stream = Stream {
+                request,
+                answer,
+                sampler: Sampler::new(&group.sampling, answer),
+                cache: cache.expect("a prompt's cache stays until the last answer begins"),
+                ids: Vec::new(),
+                log_probs: Vec::new(),
+                decoder: self.model.tokenizer().incremental_decoder(true),
+                written: StopSearch::default(),
+            };
+            let choice = stream.sampler.choose(&group.first_scores, 0);
+            self.go_on(stream, choice, events)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the chosen token to a stream, which goes on or ends.
+    fn go_on(
+        &mut self,
+        mut stream: Stream,
+        choice: Option<Choice>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), GenerateError> {
+        let (id, answer) = (stream.request, stream.answer);
+        // Another answer of the same request may have failed in this step.
+        let Some(group) = self.groups.get(&id) else { return Ok(()) };
+        let Some(choice) = choice else {
+            self.fail(id, RequestError::NotFinite { tokens: stream.cache.len() }, events);
+            return Ok(());
+        };
+        let finish_reason = add(&mut stream, group, choice, &self.model).map_err(undecodable)?;
+        let shown = match finish_reason {
+            None => stream.written.release(&group.sampling.stop),
+            Some(_) => end(&mut stream, &self.model).map_err(undecodable)?,
+        };
+        events.extend(shown.map(|(text, tokens)| Event::Text { id, answer, text, tokens }));
+        match finish_reason {
+            None => self.streams.push(stream),
+            Some(reason) => self.complete(id, answer, stream.into_answer(reason), events),
+        }
+        Ok(())
+    }
+
+    /// Keeps a finished answer; the request is finished with its last one.
+    fn complete(&mut self, id: RequestId, answer: usize, value: Answer, events: &mut Vec<Event>) {
+        events.push(Event::Answer { id, answer, value: value.clone() });
+        let group = self.groups.get_mut(&id).expect(STAYS);
+        group.answers[answer] = Some(value);
+        if group.is_complete() {
+            let completion = self.groups.remove(&id).expect(STAYS).into_completion();
+            events.push(Event::Finished { id, completion });
+        }
+    }
+
+    fn fail(&mut self, id: RequestId, error: RequestError, events: &mut Vec<Event>) {
+        if self.forget(id, |_, _, _| {}).is_some() {
+            events.push(Event::Failed { id, error });
+        }
+    }
+
+    /// Takes a request out, and each of its streams.
+    fn forget(&mut self, id: RequestId, mut ended: impl FnMut(&mut Group, Stream, &LocalModel)) -> Option<Group> {
+        let mut group = self.groups.remove(&id)?;
+        for queue in [&mut self.waiting, &mut self.reading, &mut self.ready] {
+            queue.retain(|other| *other != id);
+        }
+        for stream in self.streams.extract_if(.., |stream| stream.request == id) {
+            ended(&mut group, stream, &self.model);
+        }
+        Some(group)
+    }
+}
+
+fn undecodable(error: DataError) -> GenerateError {
+    GenerateError { message: "generated tokens cannot be decoded".into(), source: Some(Box::new(error)) }
+}
+
+impl Stream {
+    fn into_answer(self, finish_reason: FinishReason) -> Answer {
+        let Self { ids, log_probs, written, .. } = self;
+        Answer { text: written.text().to_owned(), ids, log_probs, top_log_probs: Vec::new(), finish_reason }
+    }
+}
+
+/// Adds a chosen token to a stream; why the answer ends, if it does.
+fn add(
+    stream: &mut Stream,
+    group: &Group,
+    choice: Choice,
+    model: &LocalModel,
+) -> Result<Option<FinishReason>, DataError> {
+    if model.eos().contains(&choice.id) {
+        return Ok(Some(FinishReason::Stop));
+    }
+    stream.ids.push(choice.id);
+    stream.log_probs.push(choice.log_prob);
+    let added = stream.decoder.push(model.tokenizer(), choice.id)?;
+    if let Some(stopped) = stream.written.push(&added, &group.sampling.stop) {
+        stream.ids.truncate(stopped.tokens);
+        stream.log_probs.truncate(stopped.tokens);
+        stream.written.cut(stopped.text.len());
+        stream.decoder = model.tokenizer().incremental_decoder(true);
+        return Ok(Some(FinishReason::Stop));
+    }
+    let is_full = group.prompt.len() + stream.ids.len() >= model.context();
+    Ok((is_full || stream.ids.len() >= group.sampling.max_tokens).then_some(FinishReason::Length))
+}
+
+/// What is still to be shown of an answer that ends.
+fn end(stream: &mut Stream, model: &LocalModel) -> Result<Option<(String, Range<usize>)>, DataError> {
+    let rest = stream.decoder.finish(model.tokenizer())?;
+    Ok(stream.written.release_rest(&rest, stream.ids.len()))
+}
