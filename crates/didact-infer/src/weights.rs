@@ -37,6 +37,11 @@ impl EngineWeights {
         &self.config
     }
 
+    /// A tensor's values, to change before an engine is built.
+    pub fn tensor_mut(&mut self, name: &str) -> Option<&mut [f32]> {
+        self.tensors.get_mut(name).map(|(_, values)| &mut values[..])
+    }
+
     /// Gives up a tensor.
     ///
     /// # Panics

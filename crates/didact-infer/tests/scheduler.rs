@@ -2,12 +2,10 @@
 
 mod common;
 
-use common::{drawn, golden, greedy, local_model, request, tokenizer};
-use didact_core::files;
+use common::{drawn, greedy, local_model, request, tokenizer, weights};
 use didact_core::generate::{Answer, Completion, FinishReason, Prompt, Request, RequestError, Sampling};
-use didact_infer::{EngineWeights, Event, LocalModel, Options, RequestId, Scheduler};
+use didact_infer::{Event, LocalModel, Options, RequestId, Scheduler};
 use didact_kernels::Precision;
-use didact_model::Checkpoint;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -171,21 +169,10 @@ fn one_answer_of_several_can_be_cancelled() {
 
 /// A model whose embedding of `Z` is damaged: whoever reads one gets no numbers.
 fn damaged_model() -> Arc<LocalModel> {
-    let from = golden("qwen2");
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut bytes = std::fs::read(from.join("model.safetensors")).expect("the golden is there");
-    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
-    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
-    let tensor = &tensors["model.embed_tokens.weight"];
-    let start = tensor["data_offsets"][0].as_u64().expect("an offset") as usize;
-    let width = tensor["shape"][1].as_u64().expect("a width") as usize;
-    let at = 8 + header + start + usize::from(b'Z') * width * 4;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    files::write_atomic(directory.path().join("model.safetensors"), &bytes).expect("it is written");
-    let config = std::fs::read(from.join("config.json")).expect("the golden is there");
-    files::write_atomic(directory.path().join("config.json"), &config).expect("it is written");
-    let checkpoint = Checkpoint::open(directory.path()).expect("it opens");
-    let weights = EngineWeights::from_checkpoint(&checkpoint).expect("it loads");
+    let mut weights = weights("qwen2");
+    let width = weights.config().hidden_size;
+    let embedding = weights.tensor_mut("model.embed_tokens.weight").expect("the model has one");
+    embedding[usize::from(b'Z') * width] = f32::NAN;
     Arc::new(LocalModel::new(weights, tokenizer(257), Precision::F32).expect("they fit"))
 }
 
