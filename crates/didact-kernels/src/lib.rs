@@ -24,6 +24,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod cross_entropy;
 pub mod gemm;
 mod level;
 pub mod low_rank;
@@ -31,6 +32,7 @@ pub mod norm;
 pub mod random;
 pub mod reduce;
 pub mod rope;
+pub mod sdpa;
 mod simd;
 pub mod softmax;
 #[cfg(test)]

@@ -17,6 +17,8 @@ pub(crate) type Lanes = [f32; LANES];
 pub(crate) trait Simd: Copy + Send + Sync {
     /// A vector of 16 floats.
     type V: Copy;
+    /// Whether a product may keep 8 rows of two vectors in registers; elsewhere it keeps 4 rows of one.
+    const ROOMY: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -114,6 +116,24 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let half = self.sub(self.add(self.mul(n, self.splat(0.5)), magic), magic);
         self.mul(self.mul(p, self.pow2(half)), self.pow2(self.sub(n, half)))
     }
+
+    /// `eˣ` for `x` up to about 0, as the weights of a softmax need it: within 2 ulp for results that are normal numbers,
+    /// 0 where they would not be, NaN of NaN.
+    #[inline(always)]
+    fn exp_weight(self, x: Self::V) -> Self::V {
+        // At -88, n is -127, whose power comes out as 0.
+        let x = self.max(self.splat(-88.0), x);
+        let magic = self.splat(12_582_912.0);
+        let n = self.sub(self.mul_add(x, self.splat(std::f32::consts::LOG2_E), magic), magic);
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        let p = self.add(self.mul_add(p, self.mul(r, r), r), self.splat(1.0));
+        self.mul(p, self.pow2(n))
+    }
 }
 
 /// A kernel with its arguments.
@@ -161,6 +181,7 @@ fn lanewise(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
 
 impl Simd for Portable {
     type V = Lanes;
+    const ROOMY: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {
@@ -220,12 +241,13 @@ pub(crate) mod x86 {
     //! which cost more than the arithmetic.
 
     use super::{Kernel, LANES, Lanes, Simd};
+    use crate::level::Level;
     use std::arch::x86_64::{
-        __m256, __m512, __mmask16, _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtps_epi32,
+        __m256, __m512, __m512bh, __m512i, __mmask16, _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtps_epi32,
         _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
         _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps,
-        _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps,
-        _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set_epi16,
         _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
         _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
@@ -252,6 +274,7 @@ pub(crate) mod x86 {
 
     impl Simd for Avx2 {
         type V = [__m256; 2];
+        const ROOMY: bool = false;
 
         #[inline(always)]
         fn splat(self, x: f32) -> Self::V {
@@ -323,6 +346,7 @@ pub(crate) mod x86 {
 
     impl Simd for Avx512 {
         type V = __m512;
+        const ROOMY: bool = true;
 
         #[inline(always)]
         fn splat(self, x: f32) -> __m512 {
@@ -405,6 +429,78 @@ pub(crate) mod x86 {
             // SAFETY: the token proves the features; the mask admits only lanes that `x` has.
             unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, v) }
         }
+    }
+
+    /// Proof that AVX-512 and its bf16 instructions were found.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Bf16(Avx512);
+
+    /// A kernel that multiplies pairs of bf16.
+    pub(crate) trait Bf16Kernel {
+        /// Runs it. Implementations are `#[inline(always)]`.
+        fn run(self, bf16: Bf16);
+    }
+
+    /// Runs a kernel at level `Avx512Bf16`.
+    ///
+    /// # Panics
+    /// If this machine cannot run the level.
+    pub(crate) fn dispatch_bf16<K: Bf16Kernel>(kernel: K) {
+        assert!(Level::Avx512Bf16.is_available(), "this machine cannot run `{}`", Level::Avx512Bf16);
+        // SAFETY: the features `avx512bf16` is compiled for were just found.
+        unsafe { avx512bf16(kernel) }
+    }
+
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn avx512bf16<K: Bf16Kernel>(kernel: K) {
+        kernel.run(Bf16(Avx512(())));
+    }
+
+    impl Bf16 {
+        /// The level's other operations.
+        #[inline(always)]
+        pub(crate) fn simd(self) -> Avx512 {
+            self.0
+        }
+
+        /// `sums + a·b`, where `a`'s bits are a pair of bf16 and `b` holds a pair in each lane.
+        #[inline(always)]
+        pub(crate) fn dot(self, a: f32, b: __m512, sums: __m512) -> __m512 {
+            // SAFETY: the token proves the features; all formats are 64 bytes of plain bits.
+            unsafe {
+                let a = std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(a));
+                _mm512_dpbf16_ps(sums, a, std::mem::transmute::<__m512, __m512bh>(b))
+            }
+        }
+
+        /// 32 floats rounded to bf16, in their order.
+        #[inline(always)]
+        pub(crate) fn round(self, low: __m512, high: __m512) -> __m512 {
+            // SAFETY: the token proves the features; both formats are 64 bytes of plain bits.
+            unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low)) }
+        }
+
+        /// Lane by lane, the pair of `earlier` and `later` rounded to bf16.
+        #[inline(always)]
+        pub(crate) fn interleave(self, earlier: __m512, later: __m512) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { interleave(earlier, later) }
+        }
+    }
+
+    /// Pairs of one vector each of earlier and later steps, lane by lane, rounded to bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(crate) fn interleave(earlier: __m512, later: __m512) -> __m512 {
+        // Words 0..16 are the earlier, 16..32 the later ones.
+        #[rustfmt::skip]
+        let order = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
+        );
+        // SAFETY: both are 64 bytes of plain bits.
+        let both: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(later, earlier)) };
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
     }
 
     /// The mask of the first `n` lanes.
@@ -492,6 +588,43 @@ mod tests {
             assert_eq!(y[1..6], [f32::INFINITY, 0.0, f32::INFINITY, 0.0, 1.0], "{level}");
             // Subnormal, where one step is 1.4e-45.
             assert!((f64::from(y[6]) - (-100f64).exp()).abs() < 3e-45, "{level}: {}", y[6]);
+        }
+    }
+
+    struct ExpWeight<'a>(&'a [f32], &'a mut [f32]);
+    impl Kernel for ExpWeight<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for (x, y) in self.0.as_chunks::<LANES>().0.iter().zip(self.1.as_chunks_mut::<LANES>().0) {
+                let v = simd.exp_weight(simd.load(x));
+                simd.store(y, v);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_weight_is_within_two_ulp_or_zero_at_every_level() {
+        let xs: Vec<f32> = (0..16 * 10_000).map(|i| i as f32 * (-120.0 / 160_000.0)).collect();
+        for level in Level::available() {
+            let mut ys = vec![0.0; xs.len()];
+            dispatch(level, ExpWeight(&xs, &mut ys));
+            for (x, y) in xs.iter().zip(&ys) {
+                let want = f64::from(*x).exp();
+                if *x > -87.3 {
+                    let ulp = f64::from(f32::EPSILON) * want;
+                    assert!((f64::from(*y) - want).abs() <= 2.0 * ulp, "{level}: exp({x}) = {y}, expected {want}");
+                } else {
+                    // Below the smallest normal number, or it.
+                    assert!(*y <= 1.3e-38 && *y >= 0.0, "{level}: exp({x}) = {y}");
+                }
+            }
+            let mut ends = [0.0f32; LANES];
+            let mut x = [0.0f32; LANES];
+            x[..3].copy_from_slice(&[f32::NAN, f32::NEG_INFINITY, 0.0]);
+            dispatch(level, ExpWeight(&x, &mut ends));
+            assert!(ends[0].is_nan(), "{level}");
+            assert_eq!(ends[1..3], [0.0, 1.0], "{level}");
         }
     }
 

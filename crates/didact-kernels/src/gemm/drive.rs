@@ -137,7 +137,7 @@ thread_local! {
 ///
 /// While a thread waits for others it may be given another product to compute, so a buffer is taken from the thread
 /// for as long as it is used.
-pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut spare = SPARE.take();
     let mut buffer = spare.pop().unwrap_or_default();
     SPARE.set(spare);

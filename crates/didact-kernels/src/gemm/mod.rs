@@ -22,7 +22,9 @@ mod reference;
 mod tests;
 
 use crate::level::{Level, Precision, level};
-use drive::{Output, multiply, with_scratch};
+pub(crate) use drive::with_scratch;
+use drive::{Output, multiply};
+pub(crate) use pack::round_to_bf16;
 use pack::{Panels, Plan, Words, pack_panels, pieces};
 
 /// A matrix somewhere in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
@@ -175,6 +177,12 @@ impl PackedB {
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.panels)
     }
+
+    /// Level and precision that it was packed for.
+    pub(crate) fn made_for(&self) -> (Level, Precision) {
+        let precision = if self.plan.format == pack::Format::F32 { Precision::F32 } else { Precision::Bf16 };
+        (self.plan.level, precision)
+    }
 }
 
 /// [`gemm`] with a packed right-hand side: the same bits, without packing it again.
@@ -203,6 +211,153 @@ pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, 
         });
     }
 }
+
+/// An `m × k` left-hand matrix packed once for several products.
+#[derive(Debug, Clone)]
+pub struct PackedA {
+    plan: Plan,
+    m: usize,
+    k: usize,
+    panels: Panels,
+}
+
+impl PackedA {
+    /// Packs `a`, an `m × k` matrix, for the level in force.
+    ///
+    /// # Panics
+    /// If `a` is too short for its shape.
+    pub fn new(a: MatRef, m: usize, k: usize, precision: Precision) -> Self {
+        Self::new_at(level(), a, m, k, precision)
+    }
+
+    pub(crate) fn new_at(level: Level, a: MatRef, m: usize, k: usize, precision: Precision) -> Self {
+        assert!(a.holds(m, k), "gemm: A has {} floats, too few for {m} x {k} with its strides", a.data.len());
+        let plan = Plan::of(level, precision);
+        let mut panels = Panels::zeroed(m.div_ceil(plan.a_width) * plan.a_width * plan.words(k));
+        let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+        pack_panels(&plan, &mut panels, plan.a_width, source, m, k);
+        Self { plan, m, k, panels }
+    }
+
+    /// Rows.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    /// Columns, the inner dimension of products.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+}
+
+/// [`gemm`] with both operands packed: the same bits, nothing packed again.
+///
+/// # Shapes
+/// - `c`: `a.m() × b.n()`, row-major with `ldc` between rows
+///
+/// # Panics
+/// If `a.k() != b.k()`, the precisions or levels differ, `c` is too short, or `ldc < b.n()`.
+pub fn gemm_both_packed(c: &mut [f32], ldc: usize, a: &PackedA, b: &PackedB, accumulate: bool) {
+    assert_eq!(a.k, b.k, "gemm_both_packed: A has {} columns, B has {} rows", a.k, b.k);
+    assert_eq!(a.plan, b.plan, "gemm_both_packed: A and B are packed for different precisions or levels");
+    let mut c = Output::new(c, ldc, a.m, b.n);
+    if c.is_done(a.k, accumulate) {
+        return;
+    }
+    multiply(&a.plan, c, a.plan.words(a.k), &a.panels, &b.panels, accumulate);
+}
+
+/// A left-hand matrix that comes a few columns at a time, in memory lent by the caller.
+pub(crate) struct GrowingA<'a> {
+    plan: Plan,
+    m: usize,
+    k: usize,
+    panels: &'a mut [f32],
+}
+
+impl<'a> GrowingA<'a> {
+    /// Floats that an `m × k` matrix takes.
+    pub(crate) fn floats(level: Level, precision: Precision, m: usize, k: usize) -> usize {
+        let plan = Plan::of(level, precision);
+        m.next_multiple_of(plan.a_width) * plan.words(k)
+    }
+
+    /// An `m × k` matrix in the first floats of `panels`.
+    pub(crate) fn new(level: Level, precision: Precision, panels: &'a mut [f32], m: usize, k: usize) -> Self {
+        let panels = &mut panels[..Self::floats(level, precision, m, k)];
+        Self { plan: Plan::of(level, precision), m, k, panels }
+    }
+
+    /// Sets columns `at..at + columns`, `at` being even.
+    pub(crate) fn put(&mut self, at: usize, a: MatRef, columns: usize) {
+        use rayon::prelude::*;
+        assert!(at.is_multiple_of(2) && at + columns <= self.k && a.holds(self.m, columns), "gemm: columns do not fit");
+        let (plan, m) = (self.plan, self.m);
+        let width = plan.a_width;
+        let words = plan.words(at)..plan.words(at) + plan.words(columns);
+        let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+        if self.panels.is_empty() || words.is_empty() {
+            return;
+        }
+        self.panels.par_chunks_exact_mut(width * plan.words(self.k)).with_min_len(16).enumerate().for_each(|(i, panel)| {
+            let panel = &mut panel[words.start * width..words.end * width];
+            pack::pack_panel(&plan, panel, width, source.at(i * width, 0), width.min(m - i * width), columns);
+        });
+    }
+
+    /// `C = A·B` or `C += A·B`.
+    pub(crate) fn multiply(&self, c: &mut [f32], ldc: usize, b: &PackedB, accumulate: bool) {
+        assert!(self.k == b.k && self.plan == b.plan, "gemm: A has {} columns, B has {} rows", self.k, b.k);
+        let mut c = Output::new(c, ldc, self.m, b.n);
+        if !c.is_done(self.k, accumulate) {
+            multiply(&self.plan, c, self.plan.words(self.k), self.panels, &b.panels, accumulate);
+        }
+    }
+}
+
+/// `count` products of the same shape: `C_i = A_i·B_i` or `C_i += A_i·B_i`.
+///
+/// Matrix `i` begins `i` times the stride of its operand after the first; a stride of 0 uses one matrix for all. Small
+/// products are computed side by side, each by one thread; the bits are those of [`gemm`].
+///
+/// # Shapes
+/// - `c`: `m × n`, row-major with `ldc` between rows, `c_stride` apart
+/// - `a`: `m × k`; `b`: `k × n`, any strides
+///
+/// # Panics
+/// If a slice is too short for its shape, `ldc < n`, or two results would overlap.
+pub fn gemm_batched(
+    c: &mut [f32],
+    c_stride: usize,
+    ldc: usize,
+    count: usize,
+    [m, n, k]: [usize; 3],
+    (a, a_stride): (MatRef, usize),
+    (b, b_stride): (MatRef, usize),
+    accumulate: bool,
+    precision: Precision,
+) {
+    use rayon::prelude::*;
+    let Some(last) = count.checked_sub(1) else { return };
+    let floats = if m == 0 || n == 0 { 0 } else { (m - 1) * ldc + n };
+    assert!(c_stride >= floats || last == 0, "gemm_batched: results of {floats} floats are {c_stride} apart");
+    assert!(c.len() >= last * c_stride + floats, "gemm_batched: C has {} floats, too few for {count}", c.len());
+    let product = |(i, c): (usize, &mut [f32])| {
+        let a = MatRef { data: &a.data[(i * a_stride).min(a.data.len())..], ..a };
+        let b = MatRef { data: &b.data[(i * b_stride).min(b.data.len())..], ..b };
+        gemm(c, ldc, m, n, k, a, b, accumulate, precision);
+    };
+    if c_stride == 0 {
+        product((0, c));
+    } else if m * n * k < BATCHED_WORK {
+        c.par_chunks_mut(c_stride).take(count).enumerate().for_each(product);
+    } else {
+        c.chunks_mut(c_stride).take(count).enumerate().for_each(product);
+    }
+}
+
+/// Multiply-adds from which a product of a batch gets all threads for itself.
+const BATCHED_WORK: usize = 8 << 20;
 
 /// What the micro-kernel's instructions reach with everything in registers and the nearest cache, on all threads of the
 /// current pool, in floating-point operations per second: the ceiling that products are measured against.

@@ -20,7 +20,7 @@ pub(super) enum Format {
 }
 
 /// How a level multiplies at a precision.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// With which instructions.
     pub(super) level: Level,
@@ -132,7 +132,8 @@ pub(super) fn pack_panels(plan: &Plan, panels: &mut [f32], width: usize, source:
     }
 }
 
-fn pack_panel(plan: &Plan, panel: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+/// Fills one panel.
+pub(super) fn pack_panel(plan: &Plan, panel: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
     if plan.format == Format::Bf16Pair {
         #[cfg(target_arch = "x86_64")]
         pairs::pack(panel, width, source, lanes, k);
@@ -208,12 +209,18 @@ impl Kernel for RoundToBf16<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for x in self.0 {
-            let bits = x.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-            let quiet = (bits | 0x0040_0000) & 0xffff_0000;
-            *x = f32::from_bits(if x.is_nan() { quiet } else { rounded });
+            *x = round_to_bf16(*x);
         }
     }
+}
+
+/// The nearest number that bf16 can hold, ties to even; NaN stays NaN. Without branches, for loops of it.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    let quiet = (bits | 0x0040_0000) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { quiet } else { rounded })
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -222,10 +229,9 @@ mod pairs {
 
     use super::{LANES, Words};
     use crate::level::Level;
-    use crate::simd::x86::{first_lanes, transpose};
+    use crate::simd::x86::{first_lanes, interleave, transpose};
     use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps,
-        _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_setzero_ps,
+        __m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
     };
 
     /// Packs one panel.
@@ -245,21 +251,6 @@ mod pairs {
                 unsafe { gathered(panel, width, lane0, stored, source.at(lane0, 0), there, k) };
             }
         }
-    }
-
-    /// Pairs of one vector each of earlier and later steps, lane by lane.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn pair(earlier: __m512, later: __m512) -> __m512 {
-        // Words 0..16 are the earlier, 16..32 the later ones.
-        #[rustfmt::skip]
-        let order = _mm512_set_epi16(
-            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
-        );
-        // SAFETY: both are 64 bytes of plain bits.
-        let both: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(later, earlier)) };
-        _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
     }
 
     /// The source is contiguous over lanes: two steps side by side.
@@ -283,7 +274,7 @@ mod pairs {
             let later = if 2 * word + 1 < k { line(2 * word + 1) } else { _mm512_setzero_ps() };
             let to = &mut panel[word * width + lane0..][..stored];
             // SAFETY: the mask admits only lanes that `to` has.
-            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), pair(line(2 * word), later)) };
+            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), interleave(line(2 * word), later)) };
         }
     }
 
@@ -329,7 +320,7 @@ mod pairs {
             let later = if 2 * word + 1 < k { line(2 * word + 1) } else { _mm512_setzero_ps() };
             let to = &mut panel[word * width + lane0..][..stored];
             // SAFETY: the mask admits only lanes that `to` has.
-            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), pair(line(2 * word), later)) };
+            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(stored), interleave(line(2 * word), later)) };
         }
     }
 }
