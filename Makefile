@@ -13,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu lint interop bench bench-train
+.PHONY: help demo test test-model test-wgpu lint interop bench bench-train bench-kernels asan miri
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,12 +36,18 @@ test-wgpu: ## trains on a Vulkan device and compares with the CPU (Debian: apt-g
 	CARGO_TARGET_DIR=$(WGPU_TARGET) $(CARGO) test --locked -p didact --features wgpu --test device \
 	  --config 'profile.dev.package."*".opt-level=1'
 
-bench: bench-train ## Didact beside PyTorch, into bench/RESULTS.md (needs torch, transformers: make bench PYTHON=...)
+bench: bench-train bench-kernels ## Didact beside PyTorch, into bench/RESULTS.md (needs torch, transformers: make bench PYTHON=...)
 
 bench-train:
 	@$(PYTHON) -c 'import torch, transformers' || { echo "$(BENCH_NEEDS)"; exit 1; }
 	$(CARGO) build --release --locked --bin didact
 	$(PYTHON) bench/train.py
+
+bench-kernels: ## matrix products and attention beside PyTorch, on the terminal
+	@$(PYTHON) -c 'import torch' || { echo "$(BENCH_NEEDS)"; exit 1; }
+	CARGO_TARGET_DIR=target/kernels $(CARGO) build --release --locked -p didact-kernels --examples
+	$(PYTHON) bench/gemm.py target/kernels/release/examples/gemm_rate
+	$(PYTHON) bench/attention.py target/kernels/release/examples/attention_rate
 
 lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all --check
@@ -51,3 +57,14 @@ lint: ## formatting, clippy and rustdoc, warnings as errors
 interop: ## what Didact writes, read by Python's transformers and peft (needs them: pip install torch transformers peft)
 	$(CARGO) test --workspace --locked --no-run
 	python3 tests/interop/run.py target/debug/didact
+
+# Both need a nightly compiler: rustup toolchain install nightly --component miri,rust-src
+NIGHTLY ?= +nightly
+
+asan: ## the kernels' tests under AddressSanitizer (nightly)
+	RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan $(CARGO) $(NIGHTLY) test -p didact-kernels --release \
+	  --locked --lib --tests --target x86_64-unknown-linux-gnu
+
+miri: ## the kernels' portable code under Miri (nightly)
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows" CARGO_TARGET_DIR=target/miri DIDACT_CPU=portable \
+	  RAYON_NUM_THREADS=2 $(CARGO) $(NIGHTLY) miri test -p didact-kernels --locked --lib -- miri

@@ -110,17 +110,35 @@ fn main() {
         let ceiling = register_rate(of, 0.2) / 1e9;
         println!("{precision}: the instructions alone reach {ceiling:.0}");
         for shape in [
-            "256 256 256 nt", "512 512 512 nt", "1024 1024 1024 nt", "2048 2048 2048 nt",
-            "4096 256 256 nt", "4096 1376 256 nt", "4096 256 688 nt", "4096 256 1376 nn", "4096 688 256 nn",
-            "688 256 4096 tn", "256 688 4096 tn", "4096 4096 256 nt", "4096 256 4096 nn", "4096 256 4096 tn",
-            "1024 1536 576 nt", "1024 576 1536 nn", "1536 576 1024 tn", "160 49152 576 nt", "160 576 49152 nn",
+            "256 256 256 nt",
+            "512 512 512 nt",
+            "1024 1024 1024 nt",
+            "2048 2048 2048 nt",
+            "4096 256 256 nt",
+            "4096 1376 256 nt",
+            "4096 256 688 nt",
+            "4096 256 1376 nn",
+            "4096 688 256 nn",
+            "688 256 4096 tn",
+            "256 688 4096 tn",
+            "4096 4096 256 nt",
+            "4096 256 4096 nn",
+            "4096 256 4096 tn",
+            "1024 1536 576 nt",
+            "1024 576 1536 nn",
+            "1536 576 1024 tn",
+            "160 49152 576 nt",
+            "160 576 49152 nn",
             "49152 576 160 tn",
         ] {
             for operands in ["fresh", "b", "ab"] {
                 let line = format!("{shape} {precision} {operands} {seconds}");
                 let (product, seconds) = Product::parse(&line).expect("a line of the table");
                 let reached = product.flops() / product.time(seconds) / 1e9;
-                print!("{shape:>22} {precision:>4} {operands:>5} {reached:>7.1} {:>3.0} %  ", 100.0 * reached / ceiling);
+                print!(
+                    "{shape:>22} {precision:>4} {operands:>5} {reached:>7.1} {:>3.0} %  ",
+                    100.0 * reached / ceiling
+                );
             }
             println!();
         }

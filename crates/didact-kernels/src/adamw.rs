@@ -3,6 +3,7 @@
 use crate::level::{Level, level};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::vector::PIECE;
+use half::bf16;
 use rayon::prelude::*;
 
 /// One step's settings for a tensor.
@@ -44,14 +45,70 @@ pub fn adamw_update(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32
 }
 
 fn update_at(level: Level, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
-    assert!(
-        param.len() == grad.len() && param.len() == m.len() && param.len() == v.len(),
-        "adamw: {} parameters, {} gradients, {} and {} moments",
-        param.len(),
-        grad.len(),
-        m.len(),
-        v.len()
-    );
+    update_all_at(level, &mut [AdamWTensor { param, grad: Gradient::F32(grad), m, v, decays: true }], step);
+}
+
+/// A gradient as it is kept.
+#[derive(Debug, Clone, Copy)]
+pub enum Gradient<'a> {
+    /// In f32.
+    F32(&'a [f32]),
+    /// In bf16.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Gradient<'a> {
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Pieces of `len`, the last one shorter.
+    pub(crate) fn pieces(self, len: usize) -> impl Iterator<Item = Self> + 'a {
+        let total = self.len();
+        (0..total).step_by(len).map(move |from| {
+            let to = total.min(from + len);
+            match self {
+                Self::F32(x) => Self::F32(&x[from..to]),
+                Self::Bf16(x) => Self::Bf16(&x[from..to]),
+            }
+        })
+    }
+}
+
+/// A tensor with what its update needs.
+#[derive(Debug)]
+pub struct AdamWTensor<'a> {
+    /// The parameter.
+    pub param: &'a mut [f32],
+    /// Its gradient.
+    pub grad: Gradient<'a>,
+    /// First moment.
+    pub m: &'a mut [f32],
+    /// Second moment.
+    pub v: &'a mut [f32],
+    /// Whether [`AdamWStep::weight_decay`] applies to it.
+    pub decays: bool,
+}
+
+/// [`adamw_update`] of many tensors in one pass: the work is shared out among threads over all of them together, so that
+/// small tensors cost no waiting. The bits are those of tensor after tensor.
+///
+/// # Panics
+/// If the lengths of a tensor differ or `step` is 0.
+pub fn adamw_update_all(tensors: &mut [AdamWTensor<'_>], step: &AdamWStep) {
+    update_all_at(level(), tensors, step);
+}
+
+fn update_all_at(level: Level, tensors: &mut [AdamWTensor<'_>], step: &AdamWStep) {
     assert!(step.step > 0, "adamw: steps count from 1");
     // Exponents beyond i32 have long reached their limit.
     let t = i32::try_from(step.step).unwrap_or(i32::MAX);
@@ -65,11 +122,22 @@ fn update_at(level: Level, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &m
         root: (1.0 - step.beta2.powi(t)).sqrt() as f32,
         eps: step.eps as f32,
     };
-    param
-        .par_chunks_mut(PIECE)
-        .zip(grad.par_chunks(PIECE))
-        .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
-        .for_each(|((param, grad), (m, v))| dispatch(level, Update { param, grad, m, v, scalars }));
+    let mut pieces = Vec::new();
+    for tensor in tensors {
+        let AdamWTensor { param, grad, m, v, decays } = tensor;
+        assert!(
+            param.len() == grad.len() && param.len() == m.len() && param.len() == v.len(),
+            "adamw: {} parameters, {} gradients, {} and {} moments",
+            param.len(),
+            grad.len(),
+            m.len(),
+            v.len()
+        );
+        let scalars = if *decays { scalars } else { Scalars { keep: 1.0, ..scalars } };
+        let parts = param.chunks_mut(PIECE).zip(grad.pieces(PIECE)).zip(m.chunks_mut(PIECE).zip(v.chunks_mut(PIECE)));
+        pieces.extend(parts.map(|((param, grad), (m, v))| Update { param, grad, m, v, scalars }));
+    }
+    pieces.into_par_iter().for_each(|piece| dispatch(level, piece));
 }
 
 #[derive(Clone, Copy)]
@@ -86,10 +154,34 @@ struct Scalars {
 
 struct Update<'a> {
     param: &'a mut [f32],
-    grad: &'a [f32],
+    grad: Gradient<'a>,
     m: &'a mut [f32],
     v: &'a mut [f32],
     scalars: Scalars,
+}
+
+/// A number that a gradient is kept as.
+trait Stored: Copy {
+    const ZERO: Self;
+    fn wide(self) -> f32;
+}
+
+impl Stored for f32 {
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for bf16 {
+    const ZERO: Self = bf16::from_bits(0);
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
 }
 
 /// New parameter and moments of 16 elements.
@@ -109,24 +201,35 @@ impl Kernel for Update<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let s = self.scalars;
-        let (p_lines, p_rest) = self.param.as_chunks_mut::<LANES>();
-        let (g_lines, g_rest) = self.grad.as_chunks::<LANES>();
-        let (m_lines, m_rest) = self.m.as_chunks_mut::<LANES>();
-        let (v_lines, v_rest) = self.v.as_chunks_mut::<LANES>();
-        for (((p, g), m), v) in p_lines.iter_mut().zip(g_lines).zip(m_lines).zip(v_lines) {
-            let new = update(simd, &s, simd.load(p), simd.load(g), simd.load(m), simd.load(v));
-            simd.store(p, new.0);
-            simd.store(m, new.1);
-            simd.store(v, new.2);
+        let Self { param, grad, m, v, scalars } = self;
+        match grad {
+            Gradient::F32(grad) => update_piece(simd, param, grad, m, v, &scalars),
+            Gradient::Bf16(grad) => update_piece(simd, param, grad, m, v, &scalars),
         }
-        if !p_rest.is_empty() {
-            let of = |x: &[f32]| simd.load_or(x, 0.0);
-            let new = update(simd, &s, of(p_rest), of(g_rest), of(m_rest), of(v_rest));
-            simd.store_first(p_rest, new.0);
-            simd.store_first(m_rest, new.1);
-            simd.store_first(v_rest, new.2);
-        }
+    }
+}
+
+#[inline(always)]
+fn update_piece<S: Simd, G: Stored>(simd: S, param: &mut [f32], grad: &[G], m: &mut [f32], v: &mut [f32], s: &Scalars) {
+    let (p_lines, p_rest) = param.as_chunks_mut::<LANES>();
+    let (g_lines, g_rest) = grad.as_chunks::<LANES>();
+    let (m_lines, m_rest) = m.as_chunks_mut::<LANES>();
+    let (v_lines, v_rest) = v.as_chunks_mut::<LANES>();
+    for (((p, g), m), v) in p_lines.iter_mut().zip(g_lines).zip(m_lines).zip(v_lines) {
+        let g = simd.load(&g.map(Stored::wide));
+        let new = update(simd, s, simd.load(p), g, simd.load(m), simd.load(v));
+        simd.store(p, new.0);
+        simd.store(m, new.1);
+        simd.store(v, new.2);
+    }
+    if !p_rest.is_empty() {
+        let of = |x: &[f32]| simd.load_or(x, 0.0);
+        let mut g = [G::ZERO; LANES];
+        g[..g_rest.len()].copy_from_slice(g_rest);
+        let new = update(simd, s, of(p_rest), simd.load(&g.map(Stored::wide)), of(m_rest), of(v_rest));
+        simd.store_first(p_rest, new.0);
+        simd.store_first(m_rest, new.1);
+        simd.store_first(v_rest, new.2);
     }
 }
 
@@ -179,6 +282,54 @@ mod tests {
                 assert_within(&what, &p, want.iter().map(|w| (w[0], 2e-6 * w[0].abs().max(1.0))));
                 assert_within(&what, &m, want.iter().map(|w| (w[1], 1e-6)));
                 assert_within(&what, &v, want.iter().map(|w| (w[2], 2e-6 * w[2])));
+            }
+        }
+    }
+
+    #[test]
+    fn many_tensors_together_get_the_bits_of_each_alone() {
+        let lengths = [0, 1, 17, PIECE + 3, 40];
+        let tensor = |i: usize, what: u64| {
+            let mut x = vec![0.0; lengths[i]];
+            fill_normal(10 * i as u64 + what, 1.0, &mut x);
+            x
+        };
+        let rounded: Vec<Vec<bf16>> =
+            (0..5).map(|i| tensor(i, 1).iter().map(|&g| bf16::from_f32(g)).collect()).collect();
+        let back = |i: usize| rounded[i].iter().map(|g| g.to_f32()).collect::<Vec<_>>();
+        for in_bf16 in [false, true] {
+            let gradients: Vec<Vec<f32>> = (0..5).map(|i| if in_bf16 { back(i) } else { tensor(i, 1) }).collect();
+            let new =
+                || (0..5).map(|i| (tensor(i, 0), vec![0.1; lengths[i]], vec![0.2; lengths[i]])).collect::<Vec<_>>();
+            let (mut together, mut alone) = (new(), new());
+            let mut tensors: Vec<AdamWTensor> = together
+                .iter_mut()
+                .enumerate()
+                .map(|(i, (param, m, v))| {
+                    let grad = if in_bf16 { Gradient::Bf16(&rounded[i]) } else { Gradient::F32(&gradients[i]) };
+                    AdamWTensor { param, grad, m, v, decays: i % 2 == 0 }
+                })
+                .collect();
+            adamw_update_all(&mut tensors, &STEP);
+            for (i, (p, m, v)) in alone.iter_mut().enumerate() {
+                let weight_decay = if i % 2 == 0 { STEP.weight_decay } else { 0.0 };
+                adamw_update(p, &gradients[i], m, v, &AdamWStep { weight_decay, ..STEP });
+            }
+            assert!(together == alone, "in bf16: {in_bf16}");
+        }
+    }
+
+    #[test]
+    fn a_bad_gradient_spoils_its_element_only() {
+        for level in Level::available() {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let (mut p, mut m, mut v) = ([1.0f32; 40], [0.0; 40], [0.0; 40]);
+                let mut g = [f32::MIN_POSITIVE / 4.0; 40];
+                g[37] = bad;
+                update_at(level, &mut p, &g, &mut m, &mut v, &STEP);
+                for (i, p) in p.iter().enumerate() {
+                    assert_eq!(p.is_nan(), i == 37, "{level} {bad} element {i}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The output projection and the softmax cross-entropy over it, with their gradients, some positions at a time: the
 //! logits of a batch never exist together.
 //!
-//! Logits exist for [`ROWS`] positions. Their gradients are computed while they are at hand, and are multiplied with the
+//! Logits exist for some positions at a time. Their gradients are computed while they are at hand, and are multiplied with the
 //! weight at once; for the gradient of the weight, which is large, the gradients of several such blocks are kept,
 //! packed for that product.
 
@@ -10,11 +10,14 @@ use crate::level::{Level, Precision, level};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use rayon::prelude::*;
 
-/// Positions whose logits exist at a time: whole tiles of every level's matrix product.
+/// Fewest positions whose logits exist at a time: whole tiles of every level's matrix product.
 pub const ROWS: usize = 96;
 
+/// Logits that exist at a time (8 MB) where that is more than [`ROWS`] positions.
+pub const LOGITS: usize = 2 << 20;
+
 /// Most floats of logits' gradients that are kept, packed, for the gradient of the weight (64 MB).
-const KEPT: usize = 16 << 20;
+pub const KEPT: usize = 16 << 20;
 
 /// The output projection `[V, E]`, packed once for any number of batches.
 #[derive(Debug, Clone)]
@@ -43,9 +46,22 @@ impl OutputWeight {
         );
         let vocabulary = weight.len() / width;
         let forward = PackedB::new_at(level, MatRef::transposed(weight, width), width, vocabulary, precision);
-        let backward = for_gradients
-            .then(|| PackedB::new_at(level, MatRef::rows(weight, width), vocabulary, width, precision));
+        let backward =
+            for_gradients.then(|| PackedB::new_at(level, MatRef::rows(weight, width), vocabulary, width, precision));
         Self { forward, backward }
+    }
+
+    /// Packs other values of the same shape in the same memory: the weight after its update.
+    ///
+    /// # Panics
+    /// If `weight` is not `[V, E]`.
+    pub fn repack(&mut self, weight: &[f32]) {
+        let (vocabulary, width) = (self.vocabulary(), self.width());
+        assert_eq!(weight.len(), vocabulary * width, "cross-entropy: the weight is not {vocabulary} x {width}");
+        self.forward.repack(MatRef::transposed(weight, width));
+        if let Some(backward) = &mut self.backward {
+            backward.repack(MatRef::rows(weight, width));
+        }
     }
 
     /// V.
@@ -136,19 +152,19 @@ pub fn linear_cross_entropy(loss: &Loss, hidden: &[f32], weight: &OutputWeight, 
     }
     let (level, precision) = weight.forward.made_for();
     let kept = |rows| GrowingA::floats(level, precision, vocabulary, rows);
-    let block = if d_weight.is_some() { (KEPT / kept(ROWS)).max(1) * ROWS } else { ROWS };
-    let block = block.min(m.next_multiple_of(ROWS));
+    let together = (LOGITS / vocabulary / ROWS).max(1) * ROWS;
+    let block = if d_weight.is_some() { (KEPT / kept(together)).max(1) * together } else { together };
     let gradient = d_hidden.is_some() || d_weight.is_some();
     let mut losses = vec![0.0f64; m];
-    let logits_len = ROWS.min(m) * vocabulary;
+    let logits_len = together.min(m) * vocabulary;
     with_scratch(logits_len + if d_weight.is_some() { kept(block.min(m)) } else { 0 }, |scratch| {
         let (logits, panels) = scratch.split_at_mut(logits_len);
         for first in (0..m).step_by(block) {
             let end = m.min(first + block);
             let mut columns =
                 d_weight.is_some().then(|| GrowingA::new(level, precision, panels, vocabulary, end - first));
-            for begin in (first..end).step_by(ROWS) {
-                let rows = begin..end.min(begin + ROWS);
+            for begin in (first..end).step_by(together) {
+                let rows = begin..end.min(begin + together);
                 let count = rows.len();
                 let logits = &mut logits[..count * vocabulary];
                 let x = MatRef::rows(&hidden[begin * width..], width);
@@ -349,12 +365,8 @@ mod tests {
                         let more: Vec<f64> = want.d_weight.iter().map(|d| d + 1.0).collect();
                         close(&format!("d_weight {what}"), &d_weight, &more, share);
                         // Overwritten, and nothing but losses.
-                        let results = Results {
-                            nll: &mut nll,
-                            d_hidden: None,
-                            d_weight: Some(&mut d_weight),
-                            accumulate: false,
-                        };
+                        let results =
+                            Results { nll: &mut nll, d_hidden: None, d_weight: Some(&mut d_weight), accumulate: false };
                         linear_cross_entropy(&loss, &hidden, &packed, results);
                         close(&format!("d_weight alone {what}"), &d_weight, &want.d_weight, share);
                         let results = Results { nll: &mut nll, d_hidden: None, d_weight: None, accumulate: false };

@@ -25,6 +25,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod gemm;
 mod level;
 pub mod low_rank;

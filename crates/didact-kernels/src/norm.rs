@@ -1,8 +1,12 @@
 //! Root-mean-square and layer normalisation of rows.
 
+mod backward;
+
 use crate::level::{Level, level};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use rayon::prelude::*;
+
+pub use backward::{layer_norm_backward, rms_norm_backward};
 
 /// Floats below which a second thread is not worth it.
 const PARALLEL: usize = 32 << 10;
@@ -27,6 +31,72 @@ pub fn rms_norm(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
 /// If `y` and `x` differ in length or are not whole rows, or `gain` and `bias` differ in length.
 pub fn layer_norm(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], eps: f32) {
     norm_at(level(), y, x, gain, Some(bias), eps);
+}
+
+/// `x += residual`, then `y` = [`rms_norm`] of `x`, in one pass.
+///
+/// # Shapes
+/// - `y`, `x`, `residual`: `rows × gain.len()`
+///
+/// # Panics
+/// As [`rms_norm`].
+pub fn add_rms_norm(y: &mut [f32], x: &mut [f32], residual: &[f32], gain: &[f32], eps: f32) {
+    add_norm_at(level(), y, x, residual, gain, None, eps);
+}
+
+/// `x += residual`, then `y` = [`layer_norm`] of `x`, in one pass.
+///
+/// # Shapes
+/// - `y`, `x`, `residual`: `rows × gain.len()`; `bias`: as `gain`
+///
+/// # Panics
+/// As [`layer_norm`].
+pub fn add_layer_norm(y: &mut [f32], x: &mut [f32], residual: &[f32], gain: &[f32], bias: &[f32], eps: f32) {
+    add_norm_at(level(), y, x, residual, gain, Some(bias), eps);
+}
+
+fn add_norm_at(
+    level: Level,
+    y: &mut [f32],
+    x: &mut [f32],
+    residual: &[f32],
+    gain: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+) {
+    let width = gain.len();
+    assert!(y.len() == x.len() && residual.len() == x.len(), "norm: y, x and the residual differ in length");
+    assert!(width > 0 && x.len().is_multiple_of(width), "norm: {} floats in rows of {width}", x.len());
+    assert!(bias.is_none_or(|b| b.len() == width), "norm: gain and bias differ in length");
+    let piece = (PARALLEL / width).max(1) * width;
+    y.par_chunks_mut(piece).zip(x.par_chunks_mut(piece)).zip(residual.par_chunks(piece)).for_each(
+        |((y, x), residual)| {
+            // Row by row, while the row is in the nearest cache.
+            for ((y, x), residual) in y.chunks_mut(width).zip(x.chunks_mut(width)).zip(residual.chunks(width)) {
+                dispatch(level, AddNorm { y, x, residual, gain, bias, eps });
+            }
+        },
+    );
+}
+
+struct AddNorm<'a> {
+    y: &'a mut [f32],
+    x: &'a mut [f32],
+    residual: &'a [f32],
+    gain: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+}
+
+impl Kernel for AddNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { y, x, residual, gain, bias, eps } = self;
+        x.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+        Norm { y, x, gain, bias, eps }.run(simd);
+    }
 }
 
 fn norm_at(level: Level, y: &mut [f32], x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32) {
@@ -145,6 +215,23 @@ mod tests {
                             .collect::<Vec<_>>()
                     });
                     assert_within(&format!("{level} {rows} x {width}"), &y, want.collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn adding_first_gives_the_bits_of_both_steps() {
+        for level in Level::available() {
+            for (rows, width) in [(0, 3), (1, 1), (70, 577)] {
+                let (x, residual) = (normal(1, rows * width), normal(2, rows * width));
+                let (gain, bias) = (normal(3, width), normal(4, width));
+                for bias in [None, Some(&bias[..])] {
+                    let sum: Vec<f32> = x.iter().zip(&residual).map(|(x, r)| x + r).collect();
+                    let (mut want, mut y, mut added) = (vec![0.0; x.len()], vec![9.0; x.len()], x.clone());
+                    norm_at(level, &mut want, &sum, &gain, bias, 1e-5);
+                    add_norm_at(level, &mut y, &mut added, &residual, &gain, bias, 1e-5);
+                    assert!(added == sum && y == want, "{level} {rows} x {width}");
                 }
             }
         }

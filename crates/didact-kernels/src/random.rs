@@ -92,6 +92,13 @@ struct Keep {
     scale: f32,
 }
 
+impl Keep {
+    fn share(keep: f32) -> Self {
+        assert!(keep > 0.0 && keep <= 1.0, "dropout keeps a share in (0, 1], not {keep}");
+        Self { below: (f64::from(keep) * 2f64.powi(32)).round() as u64, scale: 1.0 / keep }
+    }
+}
+
 impl Deviate for Keep {
     #[inline(always)]
     fn of(self, words: [u32; 4]) -> [f32; 4] {
@@ -104,9 +111,55 @@ impl Deviate for Keep {
 /// # Panics
 /// If `keep` is not in `(0, 1]`.
 pub fn dropout_mask(key: u64, offset: u64, keep: f32, out: &mut [f32]) {
-    assert!(keep > 0.0 && keep <= 1.0, "dropout keeps a share in (0, 1], not {keep}");
-    let below = (f64::from(keep) * 2f64.powi(32)).round() as u64;
-    fill(level(), key, offset, out, Keep { below, scale: 1.0 / keep });
+    fill(level(), key, offset, out, Keep::share(keep));
+}
+
+/// `x *= mask`, or `y += x * mask`, without the mask in memory; the mask is that of [`dropout_mask`] at the same place.
+struct Masked<'a> {
+    key: u64,
+    offset: u64,
+    keep: Keep,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    add: bool,
+}
+
+impl Kernel for Masked<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { key, offset, keep, x, y, add } = self;
+        let mut mask = [0.0f32; 4 * WIDE];
+        for (i, (x, y)) in x.chunks(4 * WIDE).zip(y.chunks_mut(4 * WIDE)).enumerate() {
+            let mask = &mut mask[..x.len()];
+            let offset = offset.wrapping_add((i * 4 * WIDE) as u64);
+            Fill { key, offset, out: &mut *mask, deviate: keep }.run(simd);
+            if add {
+                y.iter_mut().zip(x).zip(mask).for_each(|((y, x), m)| *y += x * *m);
+            } else {
+                y.iter_mut().zip(x).zip(mask).for_each(|((y, x), m)| *y = x * *m);
+            }
+        }
+    }
+}
+
+/// `y = x · mask`, or `y += x · mask` with `add`: dropout in one pass, forward or backward. The mask is what
+/// [`dropout_mask`] gives for the same key, offset and share.
+///
+/// # Panics
+/// If the lengths differ or `keep` is not in `(0, 1]`.
+pub fn dropout(y: &mut [f32], x: &[f32], key: u64, offset: u64, keep: f32, add: bool) {
+    dropout_at(level(), y, x, key, offset, keep, add);
+}
+
+fn dropout_at(level: Level, y: &mut [f32], x: &[f32], key: u64, offset: u64, keep: f32, add: bool) {
+    assert_eq!(y.len(), x.len(), "dropout: y and x differ in length");
+    let keep = Keep::share(keep);
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).enumerate().for_each(|(i, (y, x))| {
+        let offset = offset.wrapping_add((i * PIECE) as u64);
+        dispatch(level, Masked { key, offset, keep, x, y, add });
+    });
 }
 
 #[derive(Clone, Copy)]
@@ -185,6 +238,23 @@ mod tests {
             let below = (f64::from(0.9f32) * 2f64.powi(32)).round() as u64;
             fill(level, 7, 0, &mut other, Keep { below, scale: 1.0 / 0.9f32 });
             assert!(other == whole, "{level} differs");
+        }
+    }
+
+    #[test]
+    fn dropout_multiplies_with_its_mask_at_every_level() {
+        for (offset, n) in [(0, 0), (5, 1), (3, 70), (64, PIECE + 77)] {
+            let mut mask = vec![0.0; n];
+            dropout_mask(7, offset, 0.7, &mut mask);
+            let mut x = vec![0.0; n];
+            fill_normal(2, 1.0, &mut x);
+            for level in Level::available() {
+                let (mut y, mut sum) = (vec![9.0; n], vec![1.0; n]);
+                dropout_at(level, &mut y, &x, 7, offset, 0.7, false);
+                dropout_at(level, &mut sum, &x, 7, offset, 0.7, true);
+                assert!(y.iter().zip(&x).zip(&mask).all(|((y, x), m)| *y == x * m), "{level} {offset} {n}");
+                assert!(sum.iter().zip(&y).all(|(sum, y)| *sum == 1.0 + y), "{level} {offset} {n}");
+            }
         }
     }
 

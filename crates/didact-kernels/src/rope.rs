@@ -1,5 +1,6 @@
 //! Rotary position embedding, in the layout of Hugging Face models: element `d` is rotated with element `d + D/2`.
 
+use crate::vectorize::{Work, vectorize};
 use rayon::prelude::*;
 
 /// Rows that one thread takes at a time.
@@ -28,7 +29,35 @@ pub fn apply(
     sin: &[f32],
     positions: &[u32],
 ) {
-    let half = head_dim / 2;
+    rotate(x, row_stride, heads, head_dim, cos, sin, positions, 1.0);
+}
+
+/// The transpose of [`apply`], which turns the gradient of its result into that of its input, in place.
+///
+/// # Panics
+/// As [`apply`].
+pub fn apply_back(
+    x: &mut [f32],
+    row_stride: usize,
+    heads: usize,
+    head_dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    positions: &[u32],
+) {
+    rotate(x, row_stride, heads, head_dim, cos, sin, positions, -1.0);
+}
+
+fn rotate(
+    x: &mut [f32],
+    row_stride: usize,
+    heads: usize,
+    head_dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    positions: &[u32],
+    sign: f32,
+) {
     assert!(head_dim.is_multiple_of(2) && head_dim > 0, "rope: heads of {head_dim} floats cannot be halved");
     assert!(row_stride >= heads * head_dim, "rope: rows of {row_stride} hold no {heads} heads of {head_dim}");
     let needed = positions.len().saturating_sub(1) * row_stride + heads * head_dim;
@@ -39,7 +68,33 @@ pub fn apply(
         positions.len()
     );
     assert_eq!(cos.len(), sin.len(), "rope: tables differ in length");
-    let rotate = |(rows, positions): (&mut [f32], &[u32])| {
+    if row_stride == 0 {
+        return;
+    }
+    x.par_chunks_mut(ROWS * row_stride).zip(positions.par_chunks(ROWS)).for_each(|(rows, positions)| {
+        vectorize(Rotate { rows, row_stride, heads, head_dim, cos, sin, positions, sign });
+    });
+}
+
+struct Rotate<'a> {
+    rows: &'a mut [f32],
+    row_stride: usize,
+    heads: usize,
+    head_dim: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    positions: &'a [u32],
+    /// 1, or -1 to turn the other way.
+    sign: f32,
+}
+
+impl Work for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { rows, row_stride, heads, head_dim, cos, sin, positions, sign } = self;
+        let half = head_dim / 2;
         for (row, &position) in rows.chunks_mut(row_stride).zip(positions) {
             let at = position as usize * half;
             assert!(at + half <= cos.len(), "rope: position {position} of {}", cos.len() / half);
@@ -47,12 +102,12 @@ pub fn apply(
             for head in row[..heads * head_dim].chunks_exact_mut(head_dim) {
                 let (low, high) = head.split_at_mut(half);
                 for (((l, h), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                    let s = s * sign;
                     (*l, *h) = (*l * c - *h * s, *h * c + *l * s);
                 }
             }
         }
-    };
-    x.par_chunks_mut(ROWS * row_stride).zip(positions.par_chunks(ROWS)).for_each(rotate);
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +145,9 @@ mod tests {
                 assert!((f64::from(x[at]) - want).abs() < 1e-6, "row {r} column {j}");
             }
         }
+        // Rotations are undone by their transpose.
+        apply_back(&mut x, stride, heads, d, &table(f32::cos), &table(f32::sin), &positions);
+        assert!(x.iter().zip(&before).all(|(x, b)| (x - b).abs() < 2e-6));
     }
 
     #[test]

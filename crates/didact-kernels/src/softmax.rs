@@ -18,15 +18,27 @@ fn log_softmax_rows_at(level: Level, x: &mut [f32], width: usize) {
     assert!(width > 0 && x.len().is_multiple_of(width), "log_softmax: {} floats in rows of {width}", x.len());
     x.par_chunks_mut(width).for_each(|row| {
         let shift = dispatch(level, LogSumExp(row));
-        for x in row {
-            *x = (f64::from(*x) - shift) as f32;
-        }
+        dispatch(level, Subtract(row, shift));
     });
 }
 
 /// `log Σ eˣ` of a row, in f64 as far as the sum and its logarithm go.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     dispatch(level(), LogSumExp(x))
+}
+
+/// Takes the same from each element.
+struct Subtract<'a>(&'a mut [f32], f64);
+
+impl Kernel for Subtract<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for x in self.0 {
+            *x = (f64::from(*x) - self.1) as f32;
+        }
+    }
 }
 
 struct LogSumExp<'a>(&'a [f32]);

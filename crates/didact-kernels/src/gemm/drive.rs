@@ -1,10 +1,11 @@
 //! From packed operands to C: blocks for the caches, and threads.
 
-use super::pack::{Panels, Plan};
+use super::pack::{Panels, Plan, Words, pack_group};
 use super::tile::{Tile, compute};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// The `m × n` part of a slice that is written to.
 pub(super) struct Output<'a> {
@@ -18,7 +19,7 @@ pub(super) struct Output<'a> {
 // SAFETY: an `Output` is the only way to its floats, as the `&mut` it was made from was, and floats may move between
 // threads.
 unsafe impl Send for Output<'_> {}
-// SAFETY: `multiply` alone writes through a shared `Output`, each task to a tile of its own.
+// SAFETY: `rectangle` alone writes through a shared `Output`, each task to tiles of its own.
 unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {
@@ -56,6 +57,11 @@ impl<'a> Output<'a> {
         Output { c, ldc: self.ldc, m, n, life: PhantomData }
     }
 
+    /// Where an element would be, to be asked for but not used.
+    fn near(&self, row: usize, column: usize) -> *const f32 {
+        self.c.wrapping_add(row.wrapping_mul(self.ldc).wrapping_add(column))
+    }
+
     /// Where an element is.
     fn at(&self, row: usize, column: usize) -> *mut f32 {
         assert!(row < self.m && column < self.n, "gemm: element ({row}, {column}) of {} x {}", self.m, self.n);
@@ -73,20 +79,15 @@ const COLUMNS: usize = 256;
 /// Fewest multiply-adds that are worth a second thread.
 const PARALLEL_WORK: usize = 128 << 10;
 
+/// Floats of A that a task may pack for itself: they stay in the second cache.
+const OWN_ROWS: usize = 128 << 10;
+
 /// `C = A·B` or `C += A·B` from panels that hold all of `words`.
 pub(super) fn multiply(plan: &Plan, c: Output, words: usize, a: &[f32], b: &[f32], accumulate: bool) {
     let a_panels = c.m.div_ceil(plan.a_width);
     let b_panels = c.n.div_ceil(plan.b_width);
-    let (a_panel, b_panel) = (words * plan.a_width, words * plan.b_width);
-    assert!(
-        a.len() == a_panels * a_panel && b.len() == b_panels * b_panel && words > 0,
-        "gemm: panels of {} and {} words for {} x {} x {words}",
-        a.len(),
-        b.len(),
-        c.m,
-        c.n
-    );
-    let threads = if c.m * c.n * words < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+    assert!(a.len() == a_panels * words * plan.a_width, "gemm: panels of {} words for {} x {words}", a.len(), c.m);
+    let threads = threads(&c, words);
     // Tasks are rectangles of whole tiles. With few rows they are narrower, so that every thread gets several.
     let down = ROWS.div_ceil(plan.a_width).min(a_panels);
     let tasks_down = a_panels.div_ceil(down);
@@ -94,38 +95,103 @@ pub(super) fn multiply(plan: &Plan, c: Output, words: usize, a: &[f32], b: &[f32
     let across = if threads == 1 { b_panels } else { (COLUMNS / plan.b_width).min(b_panels.div_ceil(wanted_across)) };
     let across = across.clamp(1, b_panels);
     let tasks_across = b_panels.div_ceil(across);
-    // With one panel of rows nothing is read twice, and C need not be touched between blocks of k.
-    let block = if a_panels == 1 { words } else { words.div_ceil(words.div_ceil(K_BLOCK)) };
-
-    let task = |task: usize| {
+    run_tasks(threads, tasks_down * tasks_across, |task| {
         let a_first = task % tasks_down * down;
         let b_first = task / tasks_down * across;
-        for k0 in (0..words).step_by(block) {
-            let k1 = words.min(k0 + block);
-            for q in b_first..b_panels.min(b_first + across) {
-                let b = &b[q * b_panel..][k0 * plan.b_width..k1 * plan.b_width];
-                for p in a_first..a_panels.min(a_first + down) {
-                    let (row, column) = (p * plan.a_width, q * plan.b_width);
-                    let tile = Tile {
-                        a: &a[p * a_panel..][k0 * plan.a_width..k1 * plan.a_width],
-                        b,
-                        c: c.at(row, column),
-                        ldc: c.ldc,
-                        rows: plan.a_width.min(c.m - row),
-                        columns: plan.b_width.min(c.n - column),
-                        accumulate: accumulate || k0 > 0,
-                    };
-                    // SAFETY: rows and columns are inside C, and only this task computes the tile at `(p, q)`.
-                    unsafe { compute(plan, tile) };
-                }
+        let a_range = a_first..a_panels.min(a_first + down);
+        let a = &a[a_range.start * words * plan.a_width..a_range.end * words * plan.a_width];
+        rectangle(plan, &c, words, a, a_range, b, b_first..b_panels.min(b_first + across), accumulate);
+    });
+}
+
+/// [`multiply`] where A is still to be packed: each task packs its own rows if they are few enough to stay near and there
+/// are rows enough for all threads. Returns whether it was done.
+pub(super) fn multiply_packing(plan: &Plan, c: &Output, k: usize, a: Words, b: &[f32], accumulate: bool) -> bool {
+    let words = plan.words(k);
+    let a_panels = c.m.div_ceil(plan.a_width);
+    let b_panels = c.n.div_ceil(plan.b_width);
+    let threads = threads(c, words);
+    // As many tasks as give each thread the same number of about `ROWS` rows.
+    let most = ROWS.div_ceil(plan.a_width);
+    let rounds = a_panels.div_ceil(threads * most);
+    let down = a_panels.div_ceil(threads * rounds);
+    if down * plan.a_width * words > OWN_ROWS || (threads > 1 && rounds < 2) {
+        return false;
+    }
+    let across = COLUMNS / plan.b_width;
+    run_tasks(threads, a_panels.div_ceil(down), |task| {
+        let range = task * down..a_panels.min((task + 1) * down);
+        let row = range.start * plan.a_width;
+        let rows = (c.m - row).min(range.len() * plan.a_width);
+        with_scratch(range.len() * plan.a_width * words, |panels| {
+            pack_group(plan, panels, plan.a_width, a.at(row, 0), rows, k);
+            for b_first in (0..b_panels).step_by(across) {
+                let columns = b_first..b_panels.min(b_first + across);
+                rectangle(plan, c, words, panels, range.clone(), b, columns, accumulate);
             }
-        }
-    };
-    let tasks = tasks_down * tasks_across;
+        });
+    });
+    true
+}
+
+/// Threads that a product is worth.
+fn threads(c: &Output, words: usize) -> usize {
+    if c.m * c.n * words < PARALLEL_WORK { 1 } else { rayon::current_num_threads() }
+}
+
+fn run_tasks(threads: usize, tasks: usize, task: impl Fn(usize) + Sync + Send) {
     if threads == 1 || tasks == 1 {
         (0..tasks).for_each(task);
     } else {
         (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// The tiles of a rectangle of C that is this task's alone. `a` holds the panels of `a_range`, `b` all panels of B.
+fn rectangle(
+    plan: &Plan,
+    c: &Output,
+    words: usize,
+    a: &[f32],
+    a_range: Range<usize>,
+    b: &[f32],
+    b_range: Range<usize>,
+    accumulate: bool,
+) {
+    let (a_panel, b_panel) = (words * plan.a_width, words * plan.b_width);
+    assert!(
+        a.len() == a_range.len() * a_panel && b.len() >= b_range.end * b_panel && words > 0,
+        "gemm: panels of {} and {} words for {} x {} x {words}",
+        a.len(),
+        b.len(),
+        c.m,
+        c.n
+    );
+    // With one panel of rows nothing is read twice, and C need not be touched between blocks of k.
+    let block = if c.m <= plan.a_width { words } else { words.div_ceil(words.div_ceil(K_BLOCK)) };
+    let first_row = a_range.start * plan.a_width;
+    for k0 in (0..words).step_by(block) {
+        let k1 = words.min(k0 + block);
+        for q in b_range.clone() {
+            let b = &b[q * b_panel..][k0 * plan.b_width..k1 * plan.b_width];
+            for p in a_range.clone() {
+                let (row, column) = (p * plan.a_width, q * plan.b_width);
+                let next =
+                    if p + 1 < a_range.end { (row + plan.a_width, column) } else { (first_row, column + plan.b_width) };
+                let tile = Tile {
+                    a: &a[(p - a_range.start) * a_panel..][k0 * plan.a_width..k1 * plan.a_width],
+                    b,
+                    c: c.at(row, column),
+                    ldc: c.ldc,
+                    rows: plan.a_width.min(c.m - row),
+                    columns: plan.b_width.min(c.n - column),
+                    accumulate: accumulate || k0 > 0,
+                    next: c.near(next.0, next.1),
+                };
+                // SAFETY: rows and columns are inside C, and only this task computes the tile at `(p, q)`.
+                unsafe { compute(plan, tile) };
+            }
+        }
     }
 }
 

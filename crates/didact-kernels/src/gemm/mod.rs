@@ -23,7 +23,7 @@ mod tests;
 
 use crate::level::{Level, Precision, level};
 pub(crate) use drive::with_scratch;
-use drive::{Output, multiply};
+use drive::{Output, multiply, multiply_packing};
 pub(crate) use pack::round_to_bf16;
 use pack::{Panels, Plan, Words, pack_panels, pieces};
 
@@ -121,14 +121,19 @@ pub(crate) fn gemm_at(
             with_scratch(b_words, |b_panels| {
                 let source = Words { data: b.data, lane_stride: b.col_stride, k_stride: b.row_stride };
                 pack_panels(&plan, b_panels, plan.b_width, source.at(n0, k0), n_len, k_len);
+                let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+                let accumulate = accumulate || k0 > 0;
+                let part = c.part(0, n0, m, n_len);
+                if multiply_packing(&plan, &part, k_len, source.at(0, k0), b_panels, accumulate) {
+                    return;
+                }
                 for m0 in (0..m).step_by(a_step) {
                     let m_len = a_step.min(m - m0);
                     let a_words = m_len.div_ceil(plan.a_width) * plan.a_width * words;
                     with_scratch(a_words, |a_panels| {
-                        let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
                         pack_panels(&plan, a_panels, plan.a_width, source.at(m0, k0), m_len, k_len);
                         let part = c.part(m0, n0, m_len, n_len);
-                        multiply(&plan, part, words, a_panels, b_panels, accumulate || k0 > 0);
+                        multiply(&plan, part, words, a_panels, b_panels, accumulate);
                     });
                 }
             });
@@ -157,10 +162,21 @@ impl PackedB {
     pub(crate) fn new_at(level: Level, b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
         assert!(b.holds(k, n), "gemm: B has {} floats, too few for {k} x {n} with its strides", b.data.len());
         let plan = Plan::of(level, precision);
-        let mut panels = Panels::zeroed(n.div_ceil(plan.b_width) * plan.b_width * plan.words(k));
+        let panels = Panels::zeroed(n.div_ceil(plan.b_width) * plan.b_width * plan.words(k));
+        let mut packed = Self { plan, k, n, panels };
+        packed.repack(b);
+        packed
+    }
+
+    /// Packs other values of the same shape in the same memory: a weight after its update.
+    ///
+    /// # Panics
+    /// If `b` is too short for the shape.
+    pub fn repack(&mut self, b: MatRef) {
+        let Self { plan, k, n, .. } = *self;
+        assert!(b.holds(k, n), "gemm: B has {} floats, too few for {k} x {n} with its strides", b.data.len());
         let source = Words { data: b.data, lane_stride: b.col_stride, k_stride: b.row_stride };
-        pack_panels(&plan, &mut panels, plan.b_width, source, n, k);
-        Self { plan, k, n, panels }
+        pack_panels(&plan, &mut self.panels, plan.b_width, source, n, k);
     }
 
     /// Rows, the inner dimension of products.
@@ -201,11 +217,14 @@ pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, 
         return;
     }
     let words = plan.words(k);
-    let step = pieces(PIECE, words, plan.a_width);
+    let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
+    if multiply_packing(plan, &c, k, source, &b.panels, accumulate) {
+        return;
+    }
+    let step = pieces(2 * PIECE, words, plan.a_width);
     for m0 in (0..m).step_by(step) {
         let m_len = step.min(m - m0);
         with_scratch(m_len.div_ceil(plan.a_width) * plan.a_width * words, |a_panels| {
-            let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
             pack_panels(plan, a_panels, plan.a_width, source.at(m0, 0), m_len, k);
             multiply(plan, c.part(m0, 0, m_len, n), words, a_panels, &b.panels, accumulate);
         });
@@ -294,13 +313,23 @@ impl<'a> GrowingA<'a> {
         assert!(at.is_multiple_of(2) && at + columns <= self.k && a.holds(self.m, columns), "gemm: columns do not fit");
         let (plan, m) = (self.plan, self.m);
         let width = plan.a_width;
-        let words = plan.words(at)..plan.words(at) + plan.words(columns);
         let source = Words { data: a.data, lane_stride: a.row_stride, k_stride: a.col_stride };
-        if self.panels.is_empty() || words.is_empty() {
+        if self.panels.is_empty() || columns == 0 {
             return;
         }
-        self.panels.par_chunks_exact_mut(width * plan.words(self.k)).with_min_len(16).enumerate().for_each(|(i, panel)| {
-            let panel = &mut panel[words.start * width..words.end * width];
+        let panel_len = width * plan.words(self.k);
+        if source.lane_stride == 1 {
+            // Panels in groups, for the sake of how `a` is read; each gets a stretch of its words.
+            let together = (pack::TOGETHER / width).max(1);
+            self.panels.par_chunks_mut(together * panel_len).enumerate().for_each(|(group, panels)| {
+                let lane = group * together * width;
+                let first = plan.words(at);
+                pack::pack_lanes(&plan, panels, panel_len, first, width, source.at(lane, 0), m - lane, columns);
+            });
+            return;
+        }
+        self.panels.par_chunks_exact_mut(panel_len).enumerate().for_each(|(i, panel)| {
+            let panel = &mut panel[plan.words(at) * width..][..plan.words(columns) * width];
             pack::pack_panel(&plan, panel, width, source.at(i * width, 0), width.min(m - i * width), columns);
         });
     }

@@ -71,12 +71,15 @@ unsafe impl bytemuck::Pod for Line {}
 
 /// Floats that begin at a cache line.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Panels(Vec<Line>);
+pub(super) struct Panels {
+    lines: Vec<Line>,
+    len: usize,
+}
 
 impl Panels {
-    /// At least `len` zeros.
+    /// `len` zeros.
     pub(super) fn zeroed(len: usize) -> Self {
-        Self(vec![Line([0.0; LANES]); len.div_ceil(LANES)])
+        Self { lines: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
     }
 }
 
@@ -84,13 +87,13 @@ impl std::ops::Deref for Panels {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.0)
+        &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
 
 impl std::ops::DerefMut for Panels {
     fn deref_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 
@@ -121,14 +124,93 @@ pub(super) fn pack_panels(plan: &Plan, panels: &mut [f32], width: usize, source:
     if panel_len == 0 {
         return;
     }
-    let pack = |(index, panel): (usize, &mut [f32])| {
-        let lane = index * width;
-        pack_panel(plan, panel, width, source.at(lane, 0), width.min(lanes - lane), k);
+    // Several panels together, where their lanes stand side by side in memory: each line of it is read once.
+    let together = if source.lane_stride == 1 { (TOGETHER / width).max(1) } else { 1 };
+    let pack = |(index, panels): (usize, &mut [f32])| {
+        let lane = index * together * width;
+        pack_group(plan, panels, width, source.at(lane, 0), lanes - lane, k);
     };
     if panels.len() < PARALLEL_WORDS {
-        panels.chunks_exact_mut(panel_len).enumerate().for_each(pack);
+        panels.chunks_mut(together * panel_len).enumerate().for_each(pack);
     } else {
-        panels.par_chunks_exact_mut(panel_len).enumerate().for_each(pack);
+        panels.par_chunks_mut(together * panel_len).enumerate().for_each(pack);
+    }
+}
+
+/// Lanes that are packed together where they stand side by side.
+pub(super) const TOGETHER: usize = 64;
+
+/// Fills panels that stand side by side with up to `lanes` lanes.
+pub(super) fn pack_group(plan: &Plan, panels: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+    let panel_len = width * plan.words(k);
+    if source.lane_stride == 1 && source.k_stride != 1 {
+        pack_lanes(plan, panels, panel_len, 0, width, source, lanes, k);
+        return;
+    }
+    for (index, panel) in panels.chunks_exact_mut(panel_len).enumerate() {
+        let lane = index * width;
+        pack_panel(plan, panel, width, source.at(lane, 0), width.min(lanes - lane), k);
+    }
+}
+
+/// Fills words `first..` of panels that are `panel_len` apart from a source whose lanes stand side by side, one step of
+/// all of them after the other.
+pub(super) fn pack_lanes(
+    plan: &Plan,
+    panels: &mut [f32],
+    panel_len: usize,
+    first: usize,
+    width: usize,
+    source: Words,
+    lanes: usize,
+    k: usize,
+) {
+    assert!(
+        source.lane_stride == 1 && panel_len > 0 && (first + plan.words(k)) * width <= panel_len,
+        "gemm: {k} steps at word {first} of panels of {panel_len} floats"
+    );
+    let lanes = lanes.min(panels.len() / panel_len * width);
+    if plan.format == Format::Bf16Pair {
+        #[cfg(target_arch = "x86_64")]
+        pairs::pack_lanes(panels, panel_len, first, width, source, lanes, k);
+        return;
+    }
+    match width {
+        4 => copy_lanes::<4>(panels, panel_len, first, source, lanes, k),
+        6 => copy_lanes::<6>(panels, panel_len, first, source, lanes, k),
+        12 => copy_lanes::<12>(panels, panel_len, first, source, lanes, k),
+        16 => copy_lanes::<16>(panels, panel_len, first, source, lanes, k),
+        32 => copy_lanes::<32>(panels, panel_len, first, source, lanes, k),
+        _ => unreachable!("panels of {width} lanes"),
+    }
+    if plan.format == Format::F32RoundedToBf16 {
+        for panel in panels.chunks_exact_mut(panel_len) {
+            dispatch(plan.level, RoundToBf16(&mut panel[first * width..(first + k) * width]));
+        }
+    }
+}
+
+/// [`pack_lanes`] in f32 for panels of `W` lanes.
+fn copy_lanes<const W: usize>(
+    panels: &mut [f32],
+    panel_len: usize,
+    first: usize,
+    source: Words,
+    lanes: usize,
+    k: usize,
+) {
+    for step in 0..k {
+        let from = &source.data[step * source.k_stride..][..lanes];
+        let (whole, rest) = from.as_chunks::<W>();
+        let mut panels = panels.chunks_exact_mut(panel_len).map(|panel| &mut panel[(first + step) * W..][..W]);
+        for (from, to) in whole.iter().zip(&mut panels) {
+            to.copy_from_slice(from);
+        }
+        for to in panels {
+            // The last panel's lanes, and zeros for those that do not exist.
+            to[..rest.len()].copy_from_slice(rest);
+            to[rest.len()..].fill(0.0);
+        }
     }
 }
 
@@ -249,6 +331,64 @@ mod pairs {
             } else {
                 // SAFETY: the features were just found.
                 unsafe { gathered(panel, width, lane0, stored, source.at(lane0, 0), there, k) };
+            }
+        }
+    }
+
+    /// See [`super::pack_lanes`].
+    pub(super) fn pack_lanes(
+        panels: &mut [f32],
+        panel_len: usize,
+        first: usize,
+        width: usize,
+        source: Words,
+        lanes: usize,
+        k: usize,
+    ) {
+        assert!(Level::Avx512Bf16.is_available(), "this machine has no bf16 instructions");
+        assert!(
+            lanes == 0 || k == 0 || source.data.len() >= (k - 1) * source.k_stride + lanes,
+            "gemm: {} floats hold no {k} steps of {lanes} lanes",
+            source.data.len()
+        );
+        assert!((first + k.div_ceil(2)) * width <= panel_len, "gemm: panels of {panel_len} floats are too short");
+        // SAFETY: the features were just found, the lengths checked.
+        unsafe { lines(panels, panel_len, first, width, source, lanes, k) };
+    }
+
+    /// # Safety
+    /// Besides the features: `source` must hold `k` steps of `lanes` lanes, and panels the words.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn lines(
+        panels: &mut [f32],
+        panel_len: usize,
+        first: usize,
+        width: usize,
+        source: Words,
+        lanes: usize,
+        k: usize,
+    ) {
+        let count = panels.len() / panel_len;
+        for word in 0..k.div_ceil(2) {
+            let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
+            let later = earlier.wrapping_add(source.k_stride);
+            let has_later = 2 * word + 1 < k;
+            let mut to = panels.as_mut_ptr().wrapping_add((first + word) * width);
+            for panel in 0..count {
+                for lane0 in (0..width).step_by(LANES) {
+                    let lane = panel * width + lane0;
+                    let stored = LANES.min(width - lane0);
+                    let there = first_lanes(lanes.saturating_sub(lane).min(stored));
+                    let later_there = if has_later { there } else { 0 };
+                    // SAFETY: the masks admit only lanes and words that exist, as promised.
+                    unsafe {
+                        let near = _mm512_maskz_loadu_ps(there, earlier.wrapping_add(lane));
+                        let far = _mm512_maskz_loadu_ps(later_there, later.wrapping_add(lane));
+                        let pair = interleave(near, far);
+                        _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
+                    }
+                }
+                to = to.wrapping_add(panel_len);
             }
         }
     }

@@ -114,6 +114,70 @@ fn products_agree_with_the_reference_at_every_level() {
     }
 }
 
+/// Few and small, for an interpreter that checks every access.
+#[test]
+fn portable_products_for_miri() {
+    for (m, n, k) in [(5, 17, 3), (4, 16, 2), (1, 1, 1)] {
+        check(Level::Portable, m, n, k, (true, false), 1, true, Precision::F32);
+        check(Level::Portable, m, n, k, (false, true), 0, false, Precision::Bf16);
+    }
+}
+
+#[test]
+fn batches_have_the_bits_of_single_products() {
+    for (count, m, n, k) in [(0, 3, 3, 3), (1, 5, 7, 9), (5, 13, 33, 40), (3, 0, 4, 4), (3, 4, 4, 0)] {
+        for p in PRECISIONS {
+            let (ldc, c_stride) = (n + 2, m * (n + 2) + 5);
+            let (a, b) = (normal(1, count * m * k + 1), normal(2, k * n));
+            let before = normal(3, count * c_stride);
+            let (mut got, mut want) = (before.clone(), before);
+            let (a, b) = (MatRef::rows(&a, k), MatRef::transposed(&b, k));
+            gemm_batched(&mut got, c_stride, ldc, count, [m, n, k], (a, m * k), (b, 0), true, p);
+            for i in 0..count {
+                let a = MatRef { data: &a.data[i * m * k..], ..a };
+                gemm(&mut want[i * c_stride..], ldc, m, n, k, a, b, true, p);
+            }
+            assert!(got == want, "{p} {count} {m} {n} {k}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "gemm_batched: results of 8 floats are 7 apart")]
+fn overlapping_results_are_refused() {
+    let (a, b) = (MatRef::rows(&[0.0; 4], 2), MatRef::rows(&[0.0; 8], 4));
+    gemm_batched(&mut [0.0; 16], 7, 4, 2, [2, 4, 2], (a, 0), (b, 0), false, Precision::F32);
+}
+
+#[test]
+fn packed_operands_give_the_same_bits() {
+    for (m, n, k) in [(0, 3, 2), (3, 0, 2), (3, 3, 0), (13, 37, 101), (150, 70, 333)] {
+        for level in Level::available() {
+            for p in PRECISIONS {
+                for by_rows in [true, false] {
+                    let (a, row_stride, col_stride) = stored(1, m, k, by_rows, 1);
+                    let a = MatRef { data: &a, row_stride, col_stride };
+                    let b = normal(2, n * k);
+                    let b = MatRef::transposed(&b, k);
+                    let before = normal(3, m * n);
+                    let (mut want, mut got, mut grown) = (before.clone(), before.clone(), before);
+                    gemm_at(level, &mut want, n, m, n, k, a, b, true, p);
+                    let (packed_a, packed_b) = (PackedA::new_at(level, a, m, k, p), PackedB::new_at(level, b, k, n, p));
+                    gemm_both_packed(&mut got, n, &packed_a, &packed_b, true);
+                    let mut panels = vec![9.0; GrowingA::floats(level, p, m, k) + 3];
+                    let mut growing = GrowingA::new(level, p, &mut panels, m, k);
+                    for at in (0..k).step_by(36) {
+                        let part = MatRef { data: a.data.get(at * col_stride..).unwrap_or(&[]), ..a };
+                        growing.put(at, part, 36.min(k - at));
+                    }
+                    growing.multiply(&mut grown, n, &packed_b, true);
+                    assert!(got == want && grown == want, "{level} {p} {m} {n} {k} rows {by_rows}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_product_in_pieces_agrees_with_the_reference() {
     // Longer than one piece of k, more panels than one piece of either operand.

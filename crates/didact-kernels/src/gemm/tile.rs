@@ -23,6 +23,8 @@ pub(super) struct Tile<'a> {
     pub(super) columns: usize,
     /// Whether to go on from what C holds.
     pub(super) accumulate: bool,
+    /// The first element of the tile that comes next: its lines are asked for while this one is computed.
+    pub(super) next: *const f32,
 }
 
 impl Tile<'_> {
@@ -30,6 +32,19 @@ impl Tile<'_> {
     #[inline(always)]
     fn vector(&self, i: usize, v: usize) -> *mut Lanes {
         self.c.wrapping_add(i.wrapping_mul(self.ldc).wrapping_add(v * LANES)).cast()
+    }
+
+    /// Calls `fetch` with the lines of `rows` rows of `vectors` vectors of the next tile.
+    #[inline(always)]
+    fn fetch_next(&self, rows: usize, vectors: usize, fetch: impl Fn(*const f32)) {
+        for i in 0..rows {
+            let row = self.next.wrapping_add(i.wrapping_mul(self.ldc));
+            for v in 0..vectors {
+                fetch(row.wrapping_add(v * LANES));
+            }
+            // Rows need not begin at a line.
+            fetch(row.wrapping_add(vectors * LANES - 1));
+        }
     }
 }
 
@@ -75,8 +90,9 @@ pub(super) unsafe fn compute(plan: &Plan, tile: Tile) {
 pub(super) fn compute_whole(plan: &Plan, a: &[f32], b: &[f32], c: &mut [f32]) {
     let (rows, columns) = (plan.a_width, plan.b_width);
     assert!(c.len() >= rows * columns, "a whole tile has {} floats", rows * columns);
+    let c = c.as_mut_ptr();
     // SAFETY: `c` is ours and has `rows` rows of `columns` floats.
-    unsafe { compute(plan, Tile { a, b, c: c.as_mut_ptr(), ldc: columns, rows, columns, accumulate: true }) };
+    unsafe { compute(plan, Tile { a, b, c, ldc: columns, rows, columns, accumulate: true, next: c }) };
 }
 
 /// Computes a tile whose columns all exist.
@@ -130,6 +146,7 @@ fn f32_rows<S: Simd, const AW: usize, const NV: usize, const MR: usize>(simd: S,
             }
         }
     }
+    tile.fetch_next(MR, NV, |x| simd.fetch(x));
     let b = tile.b.as_chunks::<LANES>().0.as_chunks::<NV>().0;
     for (a, b) in tile.a.as_chunks::<AW>().0.iter().zip(b) {
         let b: [S::V; NV] = std::array::from_fn(|v| simd.load(&b[v]));
@@ -153,6 +170,7 @@ mod bf16 {
     //! The micro-kernel of bf16 pairs.
 
     use super::{LANES, Lanes, Tile};
+    use crate::simd::x86::fetch;
     use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_ps, _mm512_setzero_ps};
 
     /// Computes a tile of at most 12 rows and exactly 32 columns.
@@ -186,6 +204,7 @@ mod bf16 {
                 }
             }
         }
+        tile.fetch_next(MR, 2, fetch);
         let b = tile.b.as_chunks::<LANES>().0.as_chunks::<2>().0;
         for (a, b) in tile.a.as_chunks::<12>().0.iter().zip(b) {
             // SAFETY: both are two vectors of 64 bytes of plain bits.

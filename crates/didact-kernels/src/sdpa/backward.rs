@@ -2,7 +2,7 @@
 
 use super::arithmetic::{Arithmetic, Line, ROWS, Task, WIDE, run as run_task, words};
 use super::block::{
-    Sizes, Target, View, cut, left_columns, left_rows, line, load_rows, product, right_lines, right_rows, rotate,
+    Scratch, Sizes, Target, View, left_columns, left_rows, line, load_rows, product, right_lines, right_rows, rotate,
     transpose_back, transpose_rows, word_range,
 };
 use super::{Attention, Heads, HeadsMut, Segment};
@@ -147,28 +147,28 @@ impl<'a> Parts<'a> {
         4 * keys * d_wide + d_wide * (keys + LANES) + 7 * d_wide * WIDE + 5 * KEYS * WIDE
     }
 
-    fn new<M: Arithmetic>(mut scratch: &'a mut [f32], size: &Sizes) -> Self {
-        let scratch = &mut scratch;
+    fn new<M: Arithmetic>(scratch: &'a mut [f32], size: &Sizes) -> Self {
+        let mut scratch = Scratch(scratch);
         let Sizes { d_wide, keys, .. } = *size;
         let (head, chunk) = (d_wide * WIDE, KEYS * WIDE);
         Self {
-            keys: cut(scratch, keys * size.along_head::<M>()),
-            values: cut(scratch, keys * size.along_head::<M>()),
-            key_columns: cut(scratch, d_wide * size.along_keys::<M>()),
-            d_keys: cut(scratch, keys * d_wide),
-            d_values: cut(scratch, keys * d_wide),
-            d_query: cut(scratch, head),
-            query: cut(scratch, head),
-            d_out: cut(scratch, head),
-            query_rows: cut(scratch, head),
-            d_out_rows: cut(scratch, head),
-            staged: cut(scratch, head),
-            columns: cut(scratch, head),
-            scores: cut(scratch, chunk),
-            d_weights: cut(scratch, chunk),
-            weights_left: cut(scratch, chunk),
-            d_scores_left: cut(scratch, chunk),
-            d_scores_right: cut(scratch, chunk),
+            keys: scratch.cut(keys * size.along_head::<M>()),
+            values: scratch.cut(keys * size.along_head::<M>()),
+            key_columns: scratch.cut(d_wide * size.along_keys::<M>()),
+            d_keys: scratch.cut(keys * d_wide),
+            d_values: scratch.cut(keys * d_wide),
+            d_query: scratch.cut(head),
+            query: scratch.cut(head),
+            d_out: scratch.cut(head),
+            query_rows: scratch.cut(head),
+            d_out_rows: scratch.cut(head),
+            staged: scratch.cut(head),
+            columns: scratch.cut(head),
+            scores: scratch.cut(chunk),
+            d_weights: scratch.cut(chunk),
+            weights_left: scratch.cut(chunk),
+            d_scores_left: scratch.cut(chunk),
+            d_scores_right: scratch.cut(chunk),
         }
     }
 }

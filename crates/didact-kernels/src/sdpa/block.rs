@@ -27,7 +27,7 @@ impl<'a> Target<'a> {
     }
 
     /// The matrix without its first columns.
-    pub(super) fn from_column(&self, column: usize) -> Self {
+    pub(super) fn columns_from(&self, column: usize) -> Self {
         let column = column.min(self.len);
         // SAFETY: at most the end of the slice.
         Self { data: unsafe { self.data.add(column) }, len: self.len - column, ..*self }
@@ -85,11 +85,15 @@ impl Sizes {
     }
 }
 
-/// Cuts pieces off a scratch buffer.
-pub(super) fn cut<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (piece, rest) = std::mem::take(scratch).split_at_mut(len);
-    *scratch = rest;
-    piece
+/// A scratch buffer to cut pieces from.
+pub(super) struct Scratch<'a>(pub(super) &'a mut [f32]);
+
+impl<'a> Scratch<'a> {
+    pub(super) fn cut(&mut self, len: usize) -> &'a mut [f32] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
+        piece
+    }
 }
 
 /// One head of up to 32 rows as f32: `[32][d_wide]`, zeros where there is nothing.
@@ -115,14 +119,7 @@ pub(super) fn load_rows(
 
 /// `to = rotation · x · scale`, or with the transposed rotation, which carries gradients back.
 #[inline(always)]
-pub(super) fn rotate(
-    to: &mut [f32],
-    x: &[f32],
-    rotary: Option<super::Rotary>,
-    row: usize,
-    scale: f32,
-    back: bool,
-) {
+pub(super) fn rotate(to: &mut [f32], x: &[f32], rotary: Option<super::Rotary>, row: usize, scale: f32, back: bool) {
     let Some(rotary) = rotary else {
         to.iter_mut().zip(x).for_each(|(to, x)| *to = x * scale);
         return;
@@ -288,9 +285,8 @@ unsafe fn tile<M: Arithmetic, const R: usize, const V: usize>(
     }
     for word in 0..words {
         // SAFETY: B has `words` lines of two vectors.
-        let b: [_; V] = std::array::from_fn(|v| {
-            simd.load(unsafe { &*b.as_ptr().add(word * WIDE + (half + v) * LANES).cast() })
-        });
+        let b: [_; V] =
+            std::array::from_fn(|v| simd.load(unsafe { &*b.as_ptr().add(word * WIDE + (half + v) * LANES).cast() }));
         for i in 0..R {
             // SAFETY: A has rows of `words` words.
             let a = unsafe { *a.as_ptr().add((row + i) * stride + word) };

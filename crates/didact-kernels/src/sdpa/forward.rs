@@ -2,8 +2,8 @@
 
 use super::arithmetic::{Arithmetic, ROWS, Task, WIDE, run as run_task, words};
 use super::block::{
-    Sizes, Target, View, cut, left_columns, left_rows, line, load_rows, product, put_line, right_lines, transpose_back,
-    transpose_rows, word_range,
+    Scratch, Sizes, Target, View, left_columns, left_rows, line, load_rows, product, put_line, right_lines,
+    transpose_back, transpose_rows, word_range,
 };
 use super::{Attention, Heads, HeadsMut, Segment};
 use crate::gemm::with_scratch;
@@ -81,17 +81,17 @@ impl<'a> Parts<'a> {
         size.keys * size.d_wide + size.d_wide * (size.keys + LANES) + size.keys * WIDE + 4 * size.d_wide * WIDE
     }
 
-    fn new<M: Arithmetic>(mut scratch: &'a mut [f32], size: &Sizes) -> Self {
-        let scratch = &mut scratch;
+    fn new<M: Arithmetic>(scratch: &'a mut [f32], size: &Sizes) -> Self {
+        let mut scratch = Scratch(scratch);
         let head = size.d_wide * WIDE;
         Self {
-            keys: cut(scratch, size.keys * size.along_head::<M>()),
-            values: cut(scratch, size.d_wide * size.along_keys::<M>()),
-            scores: cut(scratch, size.keys * WIDE),
-            query: cut(scratch, head),
-            sums: cut(scratch, head),
-            rows: cut(scratch, head),
-            columns: cut(scratch, head),
+            keys: scratch.cut(size.keys * size.along_head::<M>()),
+            values: scratch.cut(size.d_wide * size.along_keys::<M>()),
+            scores: scratch.cut(size.keys * WIDE),
+            query: scratch.cut(head),
+            sums: scratch.cut(head),
+            rows: scratch.cut(head),
+            columns: scratch.cut(head),
         }
     }
 }

@@ -204,7 +204,7 @@ pub fn backward(
     d_out: Heads,
     [d_q, d_k, d_v]: [HeadsMut; 3],
 ) {
-    let gradients = [d_q, d_k, d_v].map(|d| block::Target::new(d));
+    let gradients = [d_q, d_k, d_v].map(block::Target::new);
     backward_at(level(), a, [q, k, v], out, log_sums, d_out, gradients);
 }
 
@@ -216,7 +216,7 @@ pub fn backward_packed(a: &Attention, qkv: &[f32], out: &[f32], log_sums: &[f32]
     let Attention { heads, kv_heads, head_dim, .. } = *a;
     let stride = (heads + 2 * kv_heads) * head_dim;
     let whole = block::Target::new(HeadsMut { data: d_qkv, stride });
-    let gradients = [0, heads, heads + kv_heads].map(|first| whole.from_column(first * head_dim));
+    let gradients = [0, heads, heads + kv_heads].map(|first| whole.columns_from(first * head_dim));
     let rows = |data| Heads { data, stride: heads * head_dim };
     backward_at(level(), a, split(a, qkv), rows(out), log_sums, rows(d_out), gradients);
 }

@@ -76,10 +76,11 @@ impl Case {
         forward_at(level, &a, inputs[0], inputs[1], inputs[2], target, &mut log_sums);
 
         let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
-        let inputs64 = [Heads { data: &q64[..], stride }, Heads { data: &k64, stride: kv_stride }, Heads {
-            data: &v64,
-            stride: kv_stride,
-        }];
+        let inputs64 = [
+            Heads { data: &q64[..], stride },
+            Heads { data: &k64, stride: kv_stride },
+            Heads { data: &v64, stride: kv_stride },
+        ];
         let (want, want_log_sums) = reference::forward(&a, n, inputs64);
         let in_a_query = |row: usize| self.segments.iter().any(|s| s.queries.contains(&row));
         let in_a_key = |row: usize| self.segments.iter().any(|s| s.keys.contains(&row));
@@ -172,6 +173,14 @@ fn both_passes_agree_with_the_formula_at_every_level() {
     }
 }
 
+/// Few and small, for an interpreter that checks every access.
+#[test]
+fn portable_attention_for_miri() {
+    let case = Case { segments: whole(&[3, 9]), heads: 2, kv_heads: 1, d: 4, causal: true, window: None, rotary: true };
+    case.check(Level::Portable, Precision::F32);
+    case.check(Level::Portable, Precision::Bf16);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
 
@@ -216,7 +225,8 @@ fn one_matrix_of_queries_keys_and_values_gives_the_same_bits_and_threads_do_not_
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             pool.install(|| {
-                let (mut out, mut log_sums, mut d_qkv) = (vec![0.0; n * width], vec![0.0; 4 * n], vec![0.0; n * stride]);
+                let (mut out, mut log_sums, mut d_qkv) =
+                    (vec![0.0; n * width], vec![0.0; 4 * n], vec![0.0; n * stride]);
                 forward_packed(&a, &qkv, &mut out, &mut log_sums);
                 backward_packed(&a, &qkv, &out, &log_sums, &d_out, &mut d_qkv);
                 (out, log_sums, d_qkv)
