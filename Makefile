@@ -43,11 +43,11 @@ bench-train:
 	$(CARGO) build --release --locked --bin didact
 	$(PYTHON) bench/train.py
 
-bench-kernels: ## matrix products and attention beside PyTorch, on the terminal
+bench-kernels: ## matrix products and attention beside PyTorch, into bench/RESULTS.md
 	@$(PYTHON) -c 'import torch' || { echo "$(BENCH_NEEDS)"; exit 1; }
 	CARGO_TARGET_DIR=target/kernels $(CARGO) build --release --locked -p didact-kernels --examples
-	$(PYTHON) bench/gemm.py target/kernels/release/examples/gemm_rate
-	$(PYTHON) bench/attention.py target/kernels/release/examples/attention_rate
+	$(PYTHON) bench/gemm.py target/kernels/release/examples/gemm_rate --record
+	$(PYTHON) bench/attention.py target/kernels/release/examples/attention_rate --record
 
 lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all --check

@@ -1,25 +1,22 @@
 #!/usr/bin/env python3
 """Attention, forward and backward: Didact's time beside PyTorch's, in one run, taking turns.
 
-    cargo build --release -p didact-kernels --example attention_rate
-    python bench/attention.py target/release/examples/attention_rate [--pairs 5] [--seconds 0.25] [--only TEXT]
+    make bench-kernels, or
+    cargo build --release -p didact-kernels --examples
+    python bench/attention.py target/release/examples/attention_rate [--pairs 5] [--seconds 0.25] [--only TEXT] [--record]
 
 PyTorch runs `scaled_dot_product_attention` on contiguous tensors of the type of the comparison; Didact starts from the
-f32 matrix of queries, keys and values side by side, conversion included. A ratio above 1 says that Didact is faster.
+f32 matrix of queries, keys and values side by side, conversion included. Ratios are PyTorch's time over Didact's: above
+1, Didact is faster. `--record` writes the table to bench/RESULTS.md.
 """
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-import time
 
-THREADS = int(os.environ.get("THREADS", os.cpu_count()))
-os.environ["OMP_NUM_THREADS"] = str(THREADS)
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["GOMP_SPINCOUNT"] = "0"
-import torch  # noqa: E402  (reads the environment)
-from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
+from turns import THREADS, Didact, record, repeat
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 # sequences, tokens, query heads, key/value heads, head size, causal
 SHAPES = [
@@ -30,15 +27,6 @@ SHAPES = [
     (1, 2048, 4, 4, 64, True),
     (16, 256, 12, 12, 64, False),
 ]
-
-
-def repeat(seconds, f):
-    f()
-    start, times = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        f()
-        times += 1
-    return (time.perf_counter() - start) / times
 
 
 def torch_time(b, t, h, k, d, causal, dtype, seconds):
@@ -64,12 +52,13 @@ def main():
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.25)
     parser.add_argument("--only", default="", help="shapes whose line contains this")
+    parser.add_argument("--record", action="store_true", help="write the table to bench/RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    env = dict(os.environ, RAYON_NUM_THREADS=str(THREADS))
-    didact = subprocess.Popen([options.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    print(f"PyTorch {torch.__version__}, {THREADS} threads; Didact {didact.stdout.readline().strip()}")
-    print("milliseconds, medians of", options.pairs, "alternating pairs; ratio = PyTorch / Didact (lowest to highest)")
+    didact = Didact(options.program)
+    versions = f"PyTorch {torch.__version__}, Didact {didact.about}"
+    print(f"{versions}; milliseconds, medians of {options.pairs} alternating pairs")
+    rows = []
     for precision, dtype in [("f32", torch.float32), ("bf16", torch.bfloat16)]:
         for shape in SHAPES:
             b, t, h, k, d, causal = shape
@@ -80,19 +69,19 @@ def main():
             pairs = []
             for _ in range(options.pairs):
                 theirs = torch_time(*shape, dtype, options.seconds)
-                didact.stdin.write(f"{b} {t} {h} {k} {d} {kind} {precision} {options.seconds}\n")
-                didact.stdin.flush()
-                ours = [float(x) for x in didact.stdout.readline().split()]
-                pairs.append((theirs, ours))
+                pairs.append((theirs, didact.ask(b, t, h, k, d, kind, precision, options.seconds)))
             for i, name in enumerate(["forward", "backward"]):
-                theirs = statistics.median(p[0][i] for p in pairs)
-                ours = statistics.median(p[1][i] for p in pairs)
+                theirs = 1e3 * statistics.median(p[0][i] for p in pairs)
+                ours = 1e3 * statistics.median(p[1][i] for p in pairs)
                 ratios = [p[0][i] / p[1][i] for p in pairs]
-                print(
-                    f"{label} {name:<8}  PyTorch {theirs * 1e3:7.2f}  Didact {ours * 1e3:7.2f}"
-                    f"  = {theirs / ours:4.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                    flush=True,
+                ratio = f"{statistics.median(ratios):4.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                print(f"{label} {name:<8}  PyTorch {theirs:7.2f}  Didact {ours:7.2f}  = {ratio}", flush=True)
+                rows.append(
+                    [precision, f"{b} x {t}", f"{h}/{k} of {d}, {kind}", name, f"{theirs:.2f}", f"{ours:.2f}", ratio]
                 )
+    if options.record:
+        header = ["type", "tokens", "heads", "pass", "PyTorch ms", "Didact ms", "ratio"]
+        record("attention", "Attention", versions, options.pairs, header, rows)
 
 
 if __name__ == "__main__":
