@@ -1,7 +1,7 @@
 //! `DIDACT_CPU` decides what runs, in a process of its own.
 use didact_kernels::gemm::{MatRef, gemm};
 use didact_kernels::sdpa::{Attention, Segment, backward_packed, forward_packed};
-use didact_kernels::{Level, Precision, VARIABLE, activation, level, norm, random};
+use didact_kernels::{Level, Precision, VARIABLE, activation, embedding, level, norm, random, rope};
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -50,6 +50,16 @@ fn rows() -> Vec<f32> {
     [y, z].concat()
 }
 
+/// What is plain loops, in which nothing is fused: the same at every level.
+fn plain() -> Vec<f32> {
+    let (mut x, table) = (normal(7, 30 * 12), normal(8, 5 * 3));
+    let (mut y, mut rows) = (vec![0.0; x.len()], vec![0.0; 4 * 12]);
+    rope::apply(&mut x, 12, 2, 6, &table, &table, &[2; 30]);
+    random::dropout(&mut y, &x, 9, 3, 0.7, false);
+    embedding::scatter_add(&mut rows, &[3, 0, 3], &y[..36], 12);
+    [x, y, rows].concat()
+}
+
 /// Run by the other tests in a process with the variable set; says what ran, and digests of results.
 #[test]
 #[ignore = "run by the other tests in a process of its own"]
@@ -61,6 +71,7 @@ fn say() {
     println!("digest attention-f32 {:x}", digest(&attention(Precision::F32)));
     println!("digest attention-bf16 {:x}", digest(&attention(Precision::Bf16)));
     println!("digest rows {:x}", digest(&rows()));
+    println!("digest plain {:x}", digest(&plain()));
 }
 
 fn run_with(value: &str) -> (bool, String) {
@@ -96,10 +107,11 @@ fn each_level_that_this_machine_has_can_be_forced() {
 fn a_forced_level_runs_its_own_instructions() {
     let of = |level: Level| digests(&run_with(level.as_str()).1);
     let portable = of(Level::Portable);
-    assert_eq!(portable.len(), 5, "{portable:?}");
+    assert_eq!(portable.len(), 6, "{portable:?}");
     let mut fused: Option<BTreeMap<String, String>> = None;
     for level in Level::available().filter(|&level| level != Level::Portable) {
         let digests = of(level);
+        assert_eq!(digests["plain"], portable["plain"], "{level}");
         let names = ["product-f32", "attention-f32", "rows"];
         for name in names {
             assert_ne!(digests[name], portable[name], "{level} {name}");
