@@ -87,13 +87,15 @@ impl std::ops::Deref for Panels {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        let floats: &[f32] = bytemuck::cast_slice(&self.lines);
+        &floats[..self.len]
     }
 }
 
 impl std::ops::DerefMut for Panels {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        let floats: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
+        &mut floats[..self.len]
     }
 }
 
