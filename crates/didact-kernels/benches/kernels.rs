@@ -266,26 +266,24 @@ mod rows {
     const KINDS: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu];
 
     #[divan::bench(args = KINDS)]
-    fn gated(bencher: Bencher, kind: &Activation) {
+    fn gated(bencher: Bencher, kind: Activation) {
         let (rows, width) = FFN[1];
         let (x, mut y) = (normal(1, rows * 2 * width), vec![0.0; rows * width]);
-        bencher.counter(floats(3 * y.len())).bench_local(|| activation::gated(*kind, &mut y, &x, width));
+        bencher.counter(floats(3 * y.len())).bench_local(|| activation::gated(kind, &mut y, &x, width));
     }
 
     #[divan::bench(args = KINDS)]
-    fn gated_backward(bencher: Bencher, kind: &Activation) {
+    fn gated_backward(bencher: Bencher, kind: Activation) {
         let (rows, width) = FFN[1];
         let (x, dy, mut dx) = (normal(1, rows * 2 * width), normal(2, rows * width), vec![0.0; rows * 2 * width]);
-        bencher
-            .counter(floats(5 * dy.len()))
-            .bench_local(|| activation::gated_backward(*kind, &mut dx, &x, &dy, width));
+        bencher.counter(floats(5 * dy.len())).bench_local(|| activation::gated_backward(kind, &mut dx, &x, &dy, width));
     }
 
     #[divan::bench(args = KINDS)]
-    fn activate_backward(bencher: Bencher, kind: &Activation) {
+    fn activate_backward(bencher: Bencher, kind: Activation) {
         let (rows, width) = FFN[0];
         let (x, dy, mut dx) = (normal(1, rows * width), normal(2, rows * width), vec![0.0; rows * width]);
-        bencher.counter(floats(3 * x.len())).bench_local(|| activation::activate_backward(*kind, &mut dx, &x, &dy));
+        bencher.counter(floats(3 * x.len())).bench_local(|| activation::activate_backward(kind, &mut dx, &x, &dy));
     }
 
     #[divan::bench(args = HIDDEN)]
