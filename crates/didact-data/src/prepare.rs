@@ -30,6 +30,7 @@ pub struct EncodeQueue<'e, 't, T> {
 impl<'e, 't, T: Sync> EncodeQueue<'e, 't, T> {
     /// An empty queue.
     pub fn new(encoder: &'e Encoder<'t>) -> Self {
+        encoder.tokenizer().prepare_for_much();
         Self { encoder, waiting: Vec::with_capacity(CHUNK_ROWS), bytes: 0 }
     }
 

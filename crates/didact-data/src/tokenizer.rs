@@ -3,11 +3,14 @@
 //! A tokenizer is read from a Hugging Face directory (`tokenizer.json` and what lies beside it) or out of a GGUF file,
 //! and written as a directory that Python's `AutoTokenizer` loads to the same ids.
 
+mod fast;
 mod gguf;
 mod incremental;
 mod settings;
+mod words;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use didact_core::files;
 use didact_core::hash::{Digest, Hasher};
@@ -16,6 +19,7 @@ use tokenizers::DecoderWrapper;
 
 use crate::error::DataError;
 use crate::template::ChatTemplate;
+use fast::FastBpe;
 
 pub use incremental::IncrementalDecoder;
 
@@ -38,6 +42,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     template: Option<ChatTemplate>,
     is_byte_level: bool,
+    /// Tables for much text, made by [`Tokenizer::prepare_for_much`]; `None` in it when this tokenizer has no fast form.
+    fast: Arc<OnceLock<Option<FastBpe>>>,
 }
 
 /// A token and the bytes of the text that it stands for.
@@ -125,7 +131,19 @@ impl Tokenizer {
             None => None,
         };
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        Ok(Self { inner, path, config, special, bos, pad, eos: ids, adds_bos, template, is_byte_level })
+        Ok(Self {
+            inner,
+            path,
+            config,
+            special,
+            bos,
+            pad,
+            eos: ids,
+            adds_bos,
+            template,
+            is_byte_level,
+            fast: Arc::default(),
+        })
     }
 
     /// Where it was read from.
@@ -138,8 +156,30 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`] for text outside the vocabulary of a tokenizer without an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Appends the tokens of a text, as [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), DataError> {
+        if let Some(Some(fast)) = self.fast.get()
+            && fast.encode(&self.inner, text, ids)
+        {
+            return Ok(());
+        }
         let encoding = self.inner.encode_fast(text, false).map_err(|e| refused("encode", &e))?;
-        Ok(encoding.get_ids().to_vec())
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// Makes tables that encode the common kinds of byte-level BPE several times faster, to the same ids; whether this
+    /// tokenizer is one of them. Worth its tenths of a second before megabytes of text.
+    pub fn prepare_for_much(&self) -> bool {
+        self.fast.get_or_init(|| FastBpe::new(&self.inner)).is_some()
     }
 
     /// The tokens of a text and which bytes each stands for, as [`encode`](Self::encode).

@@ -293,3 +293,100 @@ fn smollm2_gives_the_ids_and_the_chat_of_the_reference() {
     let text = "<|im_start|>user\nGrüße 12345 🦀<|im_end|>\n";
     assert_eq!(again.encode(text).expect("encodes"), tokenizer.encode(text).expect("encodes"));
 }
+
+#[test]
+fn much_text_is_encoded_to_the_same_ids() {
+    for (name, cases) in cases().cases {
+        let tokenizer = open(&name);
+        let plain: Vec<_> = cases.iter().map(|case| tokenizer.encode(&case.text).expect("encodes")).collect();
+        assert!(tokenizer.prepare_for_much(), "{name} has a fast form");
+        for (case, ids) in cases.iter().zip(plain) {
+            assert_eq!(tokenizer.encode(&case.text).expect("encodes"), ids, "{name}: {:?}", case.text);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn any_text_is_encoded_to_the_same_ids(
+        pieces in prop::collection::vec(prop_oneof![
+            "[a-zA-Z' ]{0,12}", "[ \n\t]{1,6}", "[0-9.,]{1,8}", "\\PC{0,8}", "[é漢字🙂'ſ]{1,6}", "(ab|ba){1,40}",
+            Just("<|im_start|>".to_owned()), Just("<|endoftext|>".to_owned()), Just("<|im_".to_owned()),
+        ], 0..12),
+    ) {
+        let text = pieces.concat();
+        for name in ["smollm", "gpt-2", "qwen2", "llama-bpe"] {
+            let (plain, fast) = pair_of(name);
+            // Twice: new to the cache, and known to it.
+            for _ in 0..2 {
+                prop_assert_eq!(fast.encode(&text).expect("encodes"), plain.encode(&text).expect("encodes"), "{}", name);
+            }
+        }
+    }
+}
+
+/// The same tokenizer without and with fast tables, made once.
+fn pair_of(name: &str) -> &'static (Tokenizer, Tokenizer) {
+    static PAIRS: OnceLock<std::collections::BTreeMap<String, (Tokenizer, Tokenizer)>> = OnceLock::new();
+    let pairs = PAIRS.get_or_init(|| {
+        let pair = |name: &str| {
+            let (plain, fast) = (open(name), open(name));
+            assert!(fast.prepare_for_much());
+            (name.to_owned(), (plain, fast))
+        };
+        ["smollm", "gpt-2", "qwen2", "llama-bpe"].into_iter().map(pair).collect()
+    });
+    &pairs[name]
+}
+
+#[test]
+#[ignore = "needs DIDACT_TEST_MODEL"]
+fn real_model_encodes_this_repository_to_the_same_ids_either_way() {
+    let path = std::env::var("DIDACT_TEST_MODEL").expect("DIDACT_TEST_MODEL names a model with a tokenizer");
+    let (plain, fast) = (Tokenizer::open(&path).expect("opens"), Tokenizer::open(&path).expect("opens"));
+    assert!(fast.prepare_for_much());
+    let mut pending = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")];
+    let mut tokens = 0;
+    while let Some(place) = pending.pop() {
+        let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if place.is_dir() {
+            if !name.starts_with('.') && name != "target" {
+                pending.extend(files::list_dir(&place).expect("listed").into_iter().filter(|p| !p.is_symlink()));
+            }
+        } else if let Ok(text) = files::read_to_string(&place) {
+            let ids = plain.encode(&text).expect("encodes");
+            tokens += ids.len();
+            assert_eq!(fast.encode(&text).expect("encodes"), ids, "{}", place.display());
+        }
+    }
+    assert!(tokens > 200_000);
+}
+
+/// SmolLM2's vocabulary lacks bytes that UTF-8 does not use and some that it does; there may be a token for the unknown.
+#[test]
+fn bytes_that_the_vocabulary_lacks_are_the_models_affair() {
+    let alphabet = "abĠé".chars().map(|c| c.to_string());
+    let vocab: tokenizers::models::bpe::Vocab =
+        alphabet.chain(["ab".to_owned(), "<unk>".to_owned()]).zip(0..).collect();
+    for unk in [None, Some("<unk>"), Some("<missing>")] {
+        for fuse in [false, true] {
+            let merges = vec![("a".to_owned(), "b".to_owned())];
+            let mut builder =
+                tokenizers::models::bpe::BPE::builder().vocab_and_merges(vocab.clone(), merges).fuse_unk(fuse);
+            if let Some(unk) = unk {
+                builder = builder.unk_token(unk.to_owned());
+            }
+            let mut inner = tokenizers::Tokenizer::new(builder.build().expect("a model"));
+            inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::byte_level::ByteLevel::new(false, true, true)));
+            let plain = Tokenizer::from_parts(inner, Vec::new()).expect("a tokenizer");
+            let fast = Tokenizer { fast: Arc::default(), ..plain.clone() };
+            assert!(fast.prepare_for_much());
+            for text in ["ab ab", "abc cab", "cc abab ccab", "aéb", "漢ab漢", ""] {
+                let found = |t: &Tokenizer| t.encode(text).map_err(|e| e.to_string());
+                assert_eq!(found(&fast), found(&plain), "{unk:?}, {fuse}: {text}");
+                assert_eq!(found(&fast), found(&plain), "{unk:?}, {fuse}: {text}, known to the cache");
+            }
+        }
+    }
+}
