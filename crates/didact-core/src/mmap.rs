@@ -31,6 +31,16 @@ impl Mmap {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FileError::at("map", path))?;
         Ok(Self(Some(Arc::new(map))))
     }
+
+    /// Gives the pages read so far back to the system, which has them in its cache or on disk: they are read again when
+    /// they are next touched. For readers of files larger than the memory they should take.
+    pub fn release(&self) {
+        if let Some(map) = &self.0 {
+            // SAFETY: the map is of a file and read-only, so that dropping its pages loses nothing: the next access finds
+            // the same bytes in the file.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
 }
 
 impl Deref for Mmap {
@@ -38,5 +48,26 @@ impl Deref for Mmap {
 
     fn deref(&self) -> &[u8] {
         self.0.as_ref().map_or(&[], |map| map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_given_back_are_read_again() {
+        let path = std::env::temp_dir().join(format!("didact-mmap-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..1_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+        crate::files::write_atomic(&path, &bytes).expect("written");
+        let map = Mmap::open(&path).expect("mapped");
+        for _ in 0..2 {
+            assert!(*map == *bytes);
+            map.release();
+        }
+        crate::files::remove_file(&path).expect("removed");
+        crate::files::write_atomic(&path, &[]).expect("written");
+        Mmap::open(&path).expect("mapped").release();
+        crate::files::remove_file(&path).expect("removed");
     }
 }

@@ -7,6 +7,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::packing::{PackPlan, PackStats, Packing, Piece, pack};
+use crate::sequences::Sequences;
 use crate::store::{Origin, SequenceStore, StoreError};
 
 /// Rows are as wide as the longest one needs, rounded up to a multiple of this, so that shapes repeat.
@@ -41,6 +42,93 @@ impl Batch {
         self.weight.iter().map(|&w| f64::from(w)).sum()
     }
 
+    /// Rows of pieces, of at most `row_len` targets each; `source` says where the sequences of the row of a number lie.
+    ///
+    /// # Errors
+    /// When a sequence is damaged.
+    pub fn of_rows<'s>(
+        rows: &[&[Piece]],
+        row_len: usize,
+        source: impl Fn(usize) -> &'s Sequences,
+    ) -> Result<Self, StoreError> {
+        let tokens_of = |row: &&[Piece]| row.iter().map(|piece| piece.len as usize).sum::<usize>();
+        let longest = rows.iter().map(tokens_of).max().unwrap_or(0).saturating_sub(1);
+        let len = longest.next_multiple_of(WIDTH_MULTIPLE).min(row_len).max(longest);
+        let size = rows.len() * len;
+        let mut batch = Self {
+            rows: rows.len(),
+            len,
+            ids: vec![0; size],
+            targets: vec![0; size],
+            weight: vec![0.0; size],
+            segment: vec![0; size],
+            position: vec![0; size],
+            examples: rows.iter().map(|row| row.to_vec()).collect(),
+        };
+        for (i, pieces) in rows.iter().enumerate() {
+            batch.fill(i, pieces, source(i))?;
+        }
+        Ok(batch)
+    }
+
+    /// Lays pieces into row `row`. Token `i` of the row is input `i` and target `i - 1`.
+    fn fill(&mut self, row: usize, pieces: &[Piece], source: &Sequences) -> Result<(), StoreError> {
+        let len = self.len;
+        let place = row * len..(row + 1) * len;
+        let (ids, targets) = (&mut self.ids[place.clone()], &mut self.targets[place.clone()]);
+        let (weight, segment) = (&mut self.weight[place.clone()], &mut self.segment[place.clone()]);
+        let position = &mut self.position[place];
+        let mut at = 0;
+        let mut number: u32 = 0;
+        let mut place = 0;
+        for piece in pieces {
+            let (start, end) = (piece.start as usize, (piece.start + piece.len) as usize);
+            let sequence = source.part(piece.sequence as usize, start..end)?;
+            for token in 0..sequence.len() {
+                let is_first_of_piece = token == 0;
+                if is_first_of_piece || sequence.segment[token] != sequence.segment[token - 1] {
+                    number += u32::from(at > 0);
+                    place = 0;
+                }
+                if at < len {
+                    ids[at] = sequence.ids[token];
+                    segment[at] = number;
+                    position[at] = place;
+                }
+                if at > 0 {
+                    targets[at - 1] = sequence.ids[token];
+                    // The first token of a piece is context only: it was, or never is, a target elsewhere.
+                    weight[at - 1] = if is_first_of_piece { 0.0 } else { sequence.weight[token] };
+                }
+                at += 1;
+                place += 1;
+            }
+        }
+        // The row's last token is a target only; where the row is padded, the padding begins in its place as an input.
+        let padding = at.saturating_sub(1);
+        for (i, slot) in (padding..len).enumerate() {
+            ids[slot] = 0;
+            segment[slot] = number + 1;
+            position[slot] = i as u32;
+        }
+        Ok(())
+    }
+
+    /// The same batch without borders between what lies in a row: everything attends to everything before it, and
+    /// positions run through, as where documents are concatenated and cut. First tokens stay context only.
+    #[must_use]
+    pub fn without_borders(mut self) -> Self {
+        for (row, pieces) in self.examples.iter().enumerate() {
+            let inputs = pieces.iter().map(|piece| piece.len as usize).sum::<usize>().saturating_sub(1);
+            for i in 0..self.len {
+                let at = row * self.len + i;
+                (self.segment[at], self.position[at]) =
+                    if i < inputs { (0, i as u32) } else { (1, (i - inputs) as u32) };
+            }
+        }
+        self
+    }
+
     /// Tokens that are not padding.
     pub fn tokens(&self) -> u64 {
         self.examples.iter().flatten().map(|piece| u64::from(piece.len)).sum()
@@ -64,6 +152,26 @@ pub struct WeightAccount {
     pub without_targets: u64,
 }
 
+/// Lengths by which sequences are laid into rows (0 for those with nothing to train), and what becomes of their weight.
+pub(crate) fn trainable(extents: &[(u32, f64)], built: f64) -> (Vec<u32>, WeightAccount) {
+    let mut account = WeightAccount { built, ..WeightAccount::default() };
+    let length = |&(length, weight): &(u32, f64)| {
+        if length < 2 {
+            account.without_targets += 1;
+            account.dropped += weight;
+        } else if weight == 0.0 {
+            account.nothing_trained += 1;
+            account.nothing_trained_tokens += u64::from(length);
+            return 0;
+        } else {
+            account.delivered += weight;
+        }
+        length
+    };
+    let lengths = extents.iter().map(length).collect();
+    (lengths, account)
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Order {
     Shuffled(Streams),
@@ -73,7 +181,7 @@ enum Order {
 /// A store laid into rows and served in batches.
 #[derive(Debug)]
 pub struct TrainingSet {
-    store: SequenceStore,
+    sequences: Sequences,
     plan: PackPlan,
     batch_size: usize,
     order: Order,
@@ -100,30 +208,48 @@ impl TrainingSet {
         Self::build(store, row_len, packing, batch_size, Order::Stored)
     }
 
+    /// The same rows of a corpus, or of a store, shuffled by a stream or (`None`) in the order of packing.
+    ///
+    /// # Errors
+    /// When a record of the corpus is damaged.
+    ///
+    /// # Panics
+    /// If `row_len` or `batch_size` is 0.
+    pub fn of(
+        sequences: impl Into<Sequences>,
+        row_len: usize,
+        packing: Packing,
+        batch_size: usize,
+        streams: Option<Streams>,
+    ) -> Result<Self, StoreError> {
+        let sequences = sequences.into();
+        let extents = sequences.extents()?;
+        let order = streams.map_or(Order::Stored, Order::Shuffled);
+        Ok(Self::lay(sequences, &extents, row_len, packing, batch_size, order))
+    }
+
     fn build(store: SequenceStore, row_len: usize, packing: Packing, batch_size: usize, order: Order) -> Self {
+        let extents: Vec<_> = (0..store.len()).map(|i| (store.length(i), store.weight(i))).collect();
+        Self::lay(store.into(), &extents, row_len, packing, batch_size, order)
+    }
+
+    fn lay(
+        sequences: Sequences,
+        extents: &[(u32, f64)],
+        row_len: usize,
+        packing: Packing,
+        batch_size: usize,
+        order: Order,
+    ) -> Self {
         assert!(batch_size > 0, "a batch has at least one row");
-        let mut account = WeightAccount { built: store.summary().weight, ..WeightAccount::default() };
-        let mut lengths = store.lengths();
-        for (i, length) in lengths.iter_mut().enumerate() {
-            let weight = store.weight(i);
-            if *length < 2 {
-                account.without_targets += 1;
-                account.dropped += weight;
-            } else if weight == 0.0 {
-                account.nothing_trained += 1;
-                account.nothing_trained_tokens += u64::from(*length);
-                *length = 0;
-            } else {
-                account.delivered += weight;
-            }
-        }
+        let (lengths, account) = trainable(extents, sequences.weight());
         let plan = pack(&lengths, row_len, packing);
-        Self { store, plan, batch_size, order, account, epoch: Mutex::new(None) }
+        Self { sequences, plan, batch_size, order, account, epoch: Mutex::new(None) }
     }
 
     /// The sequences.
-    pub fn store(&self) -> &SequenceStore {
-        &self.store
+    pub fn sequences(&self) -> &Sequences {
+        &self.sequences
     }
 
     /// The rows.
@@ -171,7 +297,7 @@ impl TrainingSet {
     /// # Panics
     /// If there is no such sequence.
     pub fn origin(&self, sequence: u32) -> Origin<'_> {
-        self.store.origin(sequence as usize)
+        self.sequences.origin(sequence as usize)
     }
 
     /// The rows that step `step` (from 0, over all epochs) reads, as numbers within the plan.
@@ -220,81 +346,8 @@ impl TrainingSet {
     /// # Panics
     /// If a row does not exist.
     pub fn batch_of(&self, rows: &[u32]) -> Result<Batch, StoreError> {
-        let tokens_of = |row: &u32| self.plan.row(*row as usize).iter().map(|p| p.len as usize).sum::<usize>();
-        let longest = rows.iter().map(tokens_of).max().unwrap_or(0).saturating_sub(1);
-        let len = longest.next_multiple_of(WIDTH_MULTIPLE).min(self.plan.row_len()).max(longest);
-        let size = rows.len() * len;
-        let mut batch = Batch {
-            rows: rows.len(),
-            len,
-            ids: vec![0; size],
-            targets: vec![0; size],
-            weight: vec![0.0; size],
-            segment: vec![0; size],
-            position: vec![0; size],
-            examples: Vec::with_capacity(rows.len()),
-        };
-        for (i, &row) in rows.iter().enumerate() {
-            let pieces = self.plan.row(row as usize);
-            let at = i * len..(i + 1) * len;
-            self.fill(
-                pieces,
-                &mut batch.ids[at.clone()],
-                &mut batch.targets[at.clone()],
-                &mut batch.weight[at.clone()],
-                &mut batch.segment[at.clone()],
-                &mut batch.position[at],
-            )?;
-            batch.examples.push(pieces.to_vec());
-        }
-        Ok(batch)
-    }
-
-    /// Lays pieces into one row. Token `i` of the row is input `i` and target `i - 1`.
-    fn fill(
-        &self,
-        pieces: &[Piece],
-        ids: &mut [u32],
-        targets: &mut [u32],
-        weight: &mut [f32],
-        segment: &mut [u32],
-        position: &mut [u32],
-    ) -> Result<(), StoreError> {
-        let len = ids.len();
-        let mut at = 0;
-        let mut number: u32 = 0;
-        let mut place = 0;
-        for piece in pieces {
-            let sequence = self.store.sequence(piece.sequence as usize)?;
-            let (start, end) = (piece.start as usize, (piece.start + piece.len) as usize);
-            for token in start..end {
-                let is_first_of_piece = token == start;
-                if is_first_of_piece || sequence.segment[token] != sequence.segment[token - 1] {
-                    number += u32::from(at > 0);
-                    place = 0;
-                }
-                if at < len {
-                    ids[at] = sequence.ids[token];
-                    segment[at] = number;
-                    position[at] = place;
-                }
-                if at > 0 {
-                    targets[at - 1] = sequence.ids[token];
-                    // The first token of a piece is context only: it was, or never is, a target elsewhere.
-                    weight[at - 1] = if is_first_of_piece { 0.0 } else { sequence.weight[token] };
-                }
-                at += 1;
-                place += 1;
-            }
-        }
-        // The row's last token is a target only; where the row is padded, the padding begins in its place as an input.
-        let padding = at.saturating_sub(1);
-        for (i, slot) in (padding..len).enumerate() {
-            ids[slot] = 0;
-            segment[slot] = number + 1;
-            position[slot] = i as u32;
-        }
-        Ok(())
+        let rows: Vec<&[Piece]> = rows.iter().map(|&row| self.plan.row(row as usize)).collect();
+        Batch::of_rows(&rows, self.plan.row_len(), |_| &self.sequences)
     }
 
     fn epoch_order(&self, epoch: u64) -> Arc<[u32]> {

@@ -302,12 +302,21 @@ impl<'t> Encoder<'t> {
         self.options.max_seq_len.map_or(usize::MAX, |targets| targets.saturating_add(1))
     }
 
-    fn text(&self, text: &str) -> Result<Vec<Draft>, DataError> {
+    /// The ids of running text, of any length, with what belongs at its beginning and end.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenize`].
+    pub(crate) fn text_ids(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let mut ids = self.tokenizer.encode(text)?;
         self.begin(&mut ids);
         if !text.is_empty() {
             ids.extend(self.eos);
         }
+        Ok(ids)
+    }
+
+    fn text(&self, text: &str) -> Result<Vec<Draft>, DataError> {
+        let ids = self.text_ids(text)?;
         let limit = match self.options.long_text {
             LongText::Split => self.limit(),
             LongText::Truncate | LongText::Whole => usize::MAX,

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use didact_core::example::{Example, SourcedExample};
 use didact_core::progress::Table;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::schema::{self, Detection, FieldNames, Schema};
 
@@ -219,6 +220,20 @@ pub struct RowStream {
     bad_rows: BadRows,
     rows: u64,
     is_finished: bool,
+    keep: Keep,
+    kept: Map<String, Value>,
+}
+
+/// What of a row is handed on beside the example.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// These keys, where the row has them.
+    Fields(Vec<String>),
+    /// The row as it was.
+    Everything,
 }
 
 #[derive(Debug)]
@@ -243,7 +258,45 @@ impl RowStream {
             bad_rows: BadRows::default(),
             rows: 0,
             is_finished: false,
+            keep: Keep::Nothing,
+            kept: Map::new(),
         })
+    }
+
+    /// From now on keeps fields of each row for [`RowStream::kept`].
+    #[must_use]
+    pub fn keeping(mut self, keep: Keep) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// What was to be kept of the row last returned. A document of plain text is a row with `text`.
+    pub fn kept(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.kept)
+    }
+
+    /// Passes over the first rows without understanding them, until `rows` (good and bad) were seen in all: to go on
+    /// where an earlier reading of the same files stopped. Bad rows among them are not counted again.
+    pub fn skip_to(&mut self, rows: u64) {
+        let bad_rows = std::mem::take(&mut self.bad_rows);
+        while self.rows < rows {
+            match &mut self.current {
+                Some(current) if current.schema.is_some() => {
+                    if current.file.skip_row() {
+                        self.rows += 1;
+                    } else {
+                        self.current = None;
+                    }
+                }
+                // The first rows of a file decide how the others are read.
+                _ => match self.advance() {
+                    None => break,
+                    Some(Err(error)) if !error.cause.is_about_a_row() => self.current = None,
+                    Some(_) => {}
+                },
+            }
+        }
+        self.bad_rows = bad_rows;
     }
 
     /// The schemas found so far and what they were recognised from.
@@ -315,9 +368,13 @@ impl RowStream {
                         );
                         current.file.set_noted();
                     }
+                    self.kept = match self.keep {
+                        Keep::Everything => Map::from_iter([("text".to_owned(), Value::String(text.clone()))]),
+                        _ => Map::new(),
+                    };
                     Example::Text { text }
                 }
-                RawValue::Object(object) => {
+                RawValue::Object(mut object) => {
                     let names = &self.config.fields;
                     let schema = match current.schema {
                         Some(schema) => schema,
@@ -335,6 +392,14 @@ impl RowStream {
                         note(&mut self.detections, schema, self.config.schema, &current.path, keys, ignored);
                         current.file.set_noted();
                         current.schema = Some(schema);
+                    }
+                    match &self.keep {
+                        Keep::Nothing => {}
+                        Keep::Fields(names) => {
+                            let found = names.iter().filter_map(|name| object.remove_entry(name));
+                            self.kept = found.collect();
+                        }
+                        Keep::Everything => self.kept = object,
                     }
                     example
                 }

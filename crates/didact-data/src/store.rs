@@ -11,13 +11,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use didact_core::fault::{Classify, Fault};
 use didact_core::files::{self, AtomicFile, FileError};
 use didact_core::hash::{Digest, Hasher};
 use didact_core::mmap::Mmap;
 use didact_core::sequence::Sequence;
+use layout::Checked;
 use serde::{Deserialize, Serialize};
 
 /// The layout's version; a store of another one is not read.
@@ -29,15 +32,7 @@ const TOKENS: &str = "tokens.bin";
 const INDEX: &str = "index.bin";
 const HEADER: &str = "store.json";
 
-/// Weights: 0 for the first token, 1 for every other.
-const WEIGHTS_ONES: u32 = 0;
-/// Weights: one bit per token, 0 or 1.
-const WEIGHTS_BITS: u32 = 1;
-/// Weights: 4 bytes per token.
-const WEIGHTS_F32: u32 = 2;
-const WEIGHTS_MASK: u32 = 3;
-/// Segments are laid down, 4 bytes per token; otherwise all are 0.
-const HAS_SEGMENTS: u32 = 4;
+pub(crate) mod layout;
 
 /// Why a store cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +56,40 @@ pub enum StoreError {
         path: PathBuf,
         /// Its version.
         found: u32,
+    },
+    /// There is no finished corpus at the path.
+    #[error("`{}` holds no corpus: {cause}", path.display())]
+    NotACorpus {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing or not understood.
+        cause: String,
+    },
+    /// A corpus was begun and not finished.
+    #[error("the corpus `{}` is not finished: {documents} documents are there so far", path.display())]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+        /// Documents that are there.
+        documents: u64,
+    },
+    /// A corpus was made, or begun, otherwise than is now asked for.
+    #[error("the corpus `{}` was made with another {what}: {found}, now {expected}", path.display())]
+    OtherCorpus {
+        /// The directory.
+        path: PathBuf,
+        /// Which setting differs.
+        what: &'static str,
+        /// Its value in the corpus.
+        found: String,
+        /// Its value now.
+        expected: String,
+    },
+    /// Another process is writing to the corpus.
+    #[error("another process is writing to `{}`", path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
     },
     /// A file of the store is not as it was written.
     #[error("`{}` is damaged: {what} is {found}, expected {expected}", path.display())]
@@ -98,6 +127,7 @@ impl Classify for StoreError {
     fn fault(&self) -> Fault {
         match self {
             Self::File(error) => error.fault(),
+            Self::NotACorpus { .. } | Self::Unfinished { .. } | Self::OtherCorpus { .. } => Fault::Input,
             _ => Fault::Running,
         }
     }
@@ -109,6 +139,10 @@ impl Classify for StoreError {
                 let dir = if path.extension().is_some() { path.parent().unwrap_or(path) } else { path };
                 Some(format!("remove `{}` and run the same command again: it is made anew", dir.display()))
             }
+            Self::NotACorpus { .. } => Some("make one with `didact data tokenize`".to_owned()),
+            Self::Unfinished { .. } => Some("run the command that makes it again: it goes on where it was".to_owned()),
+            Self::OtherCorpus { .. } => Some("name another directory, or make this one anew with `--fresh`".to_owned()),
+            Self::Busy { .. } => Some("wait for it, or name another directory".to_owned()),
             _ => None,
         }
     }
@@ -196,19 +230,6 @@ impl Entry {
             layout: word(40),
         }
     }
-
-    /// Bytes the sequence takes in `tokens.bin`; `None` for a layout that no writer makes.
-    fn size(&self) -> Option<u64> {
-        let n = u64::from(self.tokens);
-        let weights = match self.layout & WEIGHTS_MASK {
-            WEIGHTS_ONES => 0,
-            WEIGHTS_BITS => n.div_ceil(8),
-            WEIGHTS_F32 => 4 * n,
-            _ => return None,
-        };
-        let segments = if self.layout & HAS_SEGMENTS == 0 { 0 } else { 4 * n };
-        (self.layout & !(WEIGHTS_MASK | HAS_SEGMENTS) == 0).then_some(4 * n + weights + segments)
-    }
 }
 
 /// Writes a store. Nothing is visible as a store before [`SequenceWriter::finish`].
@@ -254,17 +275,13 @@ impl SequenceWriter {
     /// If the sequence's ids, weights and segments differ in number, or the first token of a segment has a weight.
     pub fn push(&mut self, sequence: &Sequence, origin: Origin<'_>) -> Result<u64, StoreError> {
         let n = sequence.len();
-        assert_eq!(n, sequence.weight.len(), "a sequence has one weight per token");
-        assert_eq!(n, sequence.segment.len(), "a sequence has one segment number per token");
-        let is_first = |i: usize| i == 0 || sequence.segment[i] != sequence.segment[i - 1];
-        let is_context = |i: usize| !is_first(i) || sequence.weight[i] == 0.0;
-        assert!((0..n).all(is_context), "the first token of a segment follows nothing and has weight 0");
+        check(sequence);
         let tokens = u32::try_from(n).map_err(|_| StoreError::TooLarge {
             path: self.dir.clone(),
             what: format!("a sequence of {n} tokens ({origin})"),
         })?;
         let (source, path) = (self.name(origin.source), self.name(origin.path));
-        let layout = encode(sequence, &mut self.buffer);
+        let layout = layout::encode(sequence, false, &mut self.buffer);
         let entry = Entry {
             offset: self.offset,
             row: origin.row,
@@ -329,35 +346,15 @@ impl SequenceWriter {
     }
 }
 
-/// Lays a sequence down in `buffer` and returns its layout.
-fn encode(sequence: &Sequence, buffer: &mut Vec<u8>) -> u32 {
-    buffer.clear();
-    for id in &sequence.ids {
-        buffer.extend_from_slice(&id.to_le_bytes());
-    }
-    let weight = &sequence.weight;
-    // Bits are compared, so that -0.0 comes back as -0.0.
-    let is = |w: &f32, value: f32| w.to_bits() == value.to_bits();
-    let mut layout = if weight.iter().enumerate().all(|(i, w)| is(w, if i == 0 { 0.0 } else { 1.0 })) {
-        WEIGHTS_ONES
-    } else if weight.iter().all(|w| is(w, 0.0) || is(w, 1.0)) {
-        for chunk in weight.chunks(8) {
-            buffer.push(chunk.iter().enumerate().fold(0, |bits, (i, w)| bits | (u8::from(is(w, 1.0)) << i)));
-        }
-        WEIGHTS_BITS
-    } else {
-        for w in weight {
-            buffer.extend_from_slice(&w.to_le_bytes());
-        }
-        WEIGHTS_F32
-    };
-    if sequence.segment.iter().any(|&segment| segment != 0) {
-        for segment in &sequence.segment {
-            buffer.extend_from_slice(&segment.to_le_bytes());
-        }
-        layout |= HAS_SEGMENTS;
-    }
-    layout
+/// # Panics
+/// If the sequence's ids, weights and segments differ in number, or the first token of a segment has a weight.
+pub(crate) fn check(sequence: &Sequence) {
+    let n = sequence.len();
+    assert_eq!(n, sequence.weight.len(), "a sequence has one weight per token");
+    assert_eq!(n, sequence.segment.len(), "a sequence has one segment number per token");
+    let is_first = |i: usize| i == 0 || sequence.segment[i] != sequence.segment[i - 1];
+    let is_context = |i: usize| !is_first(i) || sequence.weight[i] == 0.0;
+    assert!((0..n).all(is_context), "the first token of a segment follows nothing and has weight 0");
 }
 
 /// A store opened for reading. Clones share the memory maps.
@@ -367,8 +364,9 @@ pub struct SequenceStore {
     tokens: Mmap,
     index: Mmap,
     summary: StoreSummary,
-    names: std::sync::Arc<[String]>,
+    names: Arc<[String]>,
     digest: Digest,
+    checked: Arc<Checked>,
 }
 
 impl SequenceStore {
@@ -416,7 +414,15 @@ impl SequenceStore {
         // The index carries the checksum of every sequence.
         hasher.field("header", &text).field("index", &index);
         let digest = hasher.finish();
-        Ok(Self { dir, tokens, index, summary: header.summary, names: header.names.into(), digest })
+        Ok(Self {
+            dir,
+            tokens,
+            index,
+            summary: header.summary,
+            names: header.names.into(),
+            digest,
+            checked: Arc::default(),
+        })
     }
 
     /// Number of sequences.
@@ -480,6 +486,14 @@ impl SequenceStore {
     /// # Errors
     /// When there is no such sequence, or it is damaged.
     pub fn sequence(&self, index: usize) -> Result<Sequence, StoreError> {
+        self.part(index, 0..usize::MAX)
+    }
+
+    /// Reads the tokens `part` of a sequence, as far as there are so many, after a check of all of it (of a long one: once).
+    ///
+    /// # Errors
+    /// As [`SequenceStore::sequence`].
+    pub fn part(&self, index: usize, part: Range<usize>) -> Result<Sequence, StoreError> {
         if index >= self.len() {
             return Err(StoreError::NoSuchSequence { path: self.dir.clone(), index, sequences: self.len() });
         }
@@ -490,16 +504,21 @@ impl SequenceStore {
             found,
             expected,
         };
-        let size = entry.size().ok_or_else(|| damaged("layout", entry.layout.to_string(), "a known one".to_owned()))?;
+        let size = layout::size(entry.layout, entry.tokens)
+            .ok_or_else(|| damaged("layout", entry.layout.to_string(), "a known one".to_owned()))?;
         let end = entry.offset.checked_add(size).filter(|&end| end <= self.tokens.len() as u64).ok_or_else(|| {
             damaged("end", format!("{} + {size}", entry.offset), format!("at most {}", self.tokens.len()))
         })?;
         let bytes = &self.tokens[entry.offset as usize..end as usize];
-        let crc = crc32c::crc32c(bytes);
-        if crc != entry.crc {
-            return Err(damaged("checksum", format!("{crc:08x}"), format!("{:08x}", entry.crc)));
+        if !self.checked.is_known(index, bytes.len()) {
+            let crc = crc32c::crc32c(bytes);
+            if crc != entry.crc {
+                return Err(damaged("checksum", format!("{crc:08x}"), format!("{:08x}", entry.crc)));
+            }
+            self.checked.remember(index, bytes.len());
         }
-        Ok(decode(bytes, entry.tokens as usize, entry.layout))
+        let n = entry.tokens as usize;
+        Ok(layout::decode_part(bytes, n, entry.layout, part.start.min(n)..part.end.min(n)))
     }
 
     /// Reads every sequence once.
@@ -513,26 +532,6 @@ impl SequenceStore {
     fn entry(&self, index: usize) -> Entry {
         Entry::from_bytes(&self.index[index * ENTRY..(index + 1) * ENTRY])
     }
-}
-
-/// The inverse of [`encode`] for bytes of the size that the layout asks for.
-fn decode(bytes: &[u8], n: usize, layout: u32) -> Sequence {
-    let words =
-        |bytes: &[u8]| -> Vec<u32> { bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect() };
-    let (ids, rest) = bytes.split_at(4 * n);
-    let (weight, rest) = match layout & WEIGHTS_MASK {
-        WEIGHTS_ONES => ((0..n).map(|i| if i == 0 { 0.0 } else { 1.0 }).collect(), rest),
-        WEIGHTS_BITS => {
-            let (bits, rest) = rest.split_at(n.div_ceil(8));
-            ((0..n).map(|i| f32::from((bits[i / 8] >> (i % 8)) & 1)).collect(), rest)
-        }
-        _ => {
-            let (weights, rest) = rest.split_at(4 * n);
-            (words(weights).into_iter().map(f32::from_bits).collect(), rest)
-        }
-    };
-    let segment = if layout & HAS_SEGMENTS == 0 { vec![0; n] } else { words(rest) };
-    Sequence { ids: words(ids), weight, segment }
 }
 
 #[cfg(test)]

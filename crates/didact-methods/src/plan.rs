@@ -149,7 +149,7 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
     let Readings { predicted_memory_bytes, .. } = pipeline.meter.readings();
 
     let steps = common.train.total_steps(set.batches_per_epoch());
-    let tokens_per_epoch: u64 = set.store().lengths().iter().map(|&n| u64::from(n)).sum();
+    let tokens_per_epoch = set.sequences().tokens();
     let (predicted_train_s, per_token) = calibrate(&pipeline, recipe, &set)?;
     let measured = measured_tokens(scratch.path(), common.generate.max_tokens, &pipeline)?;
     Ok(Plan {
@@ -187,7 +187,7 @@ fn calibrate(
     let mut part = common.train.clone();
     part.batch_size = (part.batch_size / parts).max(1);
     part.gradient_accumulation_steps = 1;
-    let store = didact_data::store::SequenceStore::open(set.store().path())?;
+    let store = didact_data::store::SequenceStore::open(set.sequences().path())?;
     let one = didact_data::batch::TrainingSet::new(store, part.max_seq_len, part.packing, part.batch_size, streams);
     let time = measure_steps(&decoder, &one, &part, CALIBRATION_STEPS)?;
     let steps = common.train.total_steps(set.batches_per_epoch());

@@ -247,6 +247,19 @@ impl OpenFile {
         }
     }
 
+    /// Passes over a row; `false` when there was none.
+    pub(super) fn skip_row(&mut self) -> bool {
+        match &mut self.rows {
+            Rows::Lines(lines) => loop {
+                match lines.next_line() {
+                    Some((_, Ok(line))) if line.trim_ascii().is_empty() => {}
+                    found => return found.is_some(),
+                }
+            },
+            _ => self.next_row().is_some(),
+        }
+    }
+
     /// Whether this file's schema was reported.
     pub(super) fn is_noted(&self) -> bool {
         self.is_noted

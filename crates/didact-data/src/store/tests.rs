@@ -152,3 +152,25 @@ fn a_weighted_segment_start_is_refused() {
     let sequence = Sequence { ids: vec![1, 2], weight: vec![0.0, 1.0], segment: vec![0, 1] };
     let _ = writer.push(&sequence, Origin { source: "s", path: "p", row: 1 });
 }
+
+#[test]
+fn pieces_of_short_and_of_long_sequences_are_what_they_are_of_the_whole() {
+    let long: Vec<f32> = (0..100_000u32).map(|i| [0.0, 1.0, 0.5][i as usize % 3]).collect();
+    let sequences = [
+        Sequence::single((0..100_000).collect(), vec![1.0; 100_000]),
+        Sequence::single((0..100_000).collect(), long),
+        Sequence::single((0..50).collect(), (0..50u8).map(|i| f32::from(i % 2)).collect()),
+        Sequence { ids: vec![7; 6], weight: vec![0.0, 1.0, 0.0, 1.0, 0.0, 1.0], segment: vec![0, 0, 1, 1, 2, 2] },
+    ];
+    let (_dir, store) = stored(&sequences);
+    for (index, whole) in sequences.iter().enumerate() {
+        for part in [0..3, 1..2, 2..6, 4..usize::MAX, 99_000..99_500] {
+            let n = whole.len();
+            let range = part.start.min(n)..part.end.min(n);
+            let found = store.part(index, part.clone()).expect("undamaged");
+            assert_eq!(found.ids, whole.ids[range.clone()], "{index}, {part:?}");
+            assert_eq!(found.weight, whole.weight[range.clone()], "{index}, {part:?}");
+            assert_eq!(found.segment, whole.segment[range], "{index}, {part:?}");
+        }
+    }
+}
