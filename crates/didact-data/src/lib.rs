@@ -9,18 +9,28 @@
 //! - [`store`] keeps sequences in memory-mapped files, [`packing`] lays them into rows, [`batch`] serves batches that are
 //!   a pure function of the step; [`prepare`] encodes on all threads, [`check`] reports on a data set without a model.
 //!
+//! - [`corpus`] holds tokenised documents of any number, made as a stream; [`filter`] leaves rows out and says why;
+//!   [`sequences`] is where rows come from, a store or a corpus;
+//! - [`buckets`] cuts documents by length, [`curriculum`] chooses what is read next, [`cost`] turns time into steps.
+//!
 //! This crate knows no model.
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod buckets;
 pub mod check;
+pub mod corpus;
+pub mod cost;
+pub mod curriculum;
 pub mod encode;
 pub mod error;
+pub mod filter;
 pub mod ledger;
 pub mod packing;
 pub mod prepare;
 pub mod reader;
 pub mod schema;
+pub mod sequences;
 pub mod store;
 pub mod template;
 pub mod tokenizer;

@@ -96,7 +96,12 @@ impl PackPlan {
         &self.stats
     }
 
-    fn from_rows(row_len: u32, packing: Packing, rows: impl Iterator<Item = Vec<Piece>>, mut stats: PackStats) -> Self {
+    pub(crate) fn from_rows(
+        row_len: u32,
+        packing: Packing,
+        rows: impl Iterator<Item = Vec<Piece>>,
+        mut stats: PackStats,
+    ) -> Self {
         let (mut pieces, mut ends) = (Vec::new(), Vec::new());
         for row in rows {
             let tokens: u64 = row.iter().map(|piece| u64::from(piece.len)).sum();
@@ -179,7 +184,7 @@ fn concatenated(lengths: &[u32], capacity: u32, stats: &mut PackStats) -> Vec<Ve
     rows
 }
 
-fn best_fit_decreasing(mut pieces: Vec<Piece>, capacity: u32) -> Vec<Vec<Piece>> {
+pub(crate) fn best_fit_decreasing(mut pieces: Vec<Piece>, capacity: u32) -> Vec<Vec<Piece>> {
     pieces.sort_by_key(|piece| (std::cmp::Reverse(piece.len), piece.sequence, piece.start));
     let mut rows: Vec<Vec<Piece>> = Vec::new();
     // Rows with room for at least the shortest piece there can be, by room and then by age.
