@@ -13,12 +13,27 @@ use didact_data::schema::Schema;
 use didact_data::tokenizer::Tokenizer;
 use serde::Serialize;
 
+mod filter;
+mod tokenize;
+
 /// `didact data ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
     /// Show examples as the model will see them: rendered template, tokens, the loss weight of each
     #[command(after_help = "Example:\n  didact data inspect mine.jsonl --model smollm2-135m-instruct -n 3")]
     Inspect(InspectArgs),
+    /// Turn text into a tokenised corpus; the same command continues an interrupted one
+    #[command(
+        after_help = "Examples:\n  didact data tokenize books/*.jsonl.zst --tokenizer smollm2-135m-instruct --to corpus\n  \
+                      didact data tokenize lego.jsonl --tokenizer my-tokenizer --keep skill,level --to lego"
+    )]
+    Tokenize(tokenize::TokenizeArgs),
+    /// Leave rows out: by length and quality, repetitions, and what models will be tested on; says what and why
+    #[command(
+        after_help = "Examples:\n  didact data filter web.jsonl --to clean.jsonl --quality gopher,repetition --exact --near\n  \
+                      didact data filter train.jsonl --to clean.jsonl --against test.jsonl --dropped dropped.jsonl"
+    )]
+    Filter(filter::FilterArgs),
     /// Check files: schema, rows that cannot be used, empty targets, lengths, duplicates
     #[command(after_help = "Example:\n  didact data check mine.jsonl\n\nExit code 3 when a row cannot be used.")]
     Check {
@@ -100,6 +115,8 @@ impl From<TrainOnOption> for TrainOn {
 pub(crate) fn run(command: DataCommand, output: &Output) -> anyhow::Result<Status> {
     match command {
         DataCommand::Inspect(args) => inspect(&args, output),
+        DataCommand::Filter(args) => filter::run(args, output),
+        DataCommand::Tokenize(args) => tokenize::run(args, output),
         DataCommand::Check { file, schema } => check_files(file, schema, output),
     }
 }
