@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 fn rows(n: usize) -> String {
     (0..n)
         .map(|i| {
-            let text = (0..i % 29).map(|j| format!("word{} ", (i * 13 + j * 7) % 211)).collect::<String>();
+            let text = (0..i % 29).map(|j| format!("word{} ", (i * 13 + j * 7) % 211)).collect::<Vec<_>>().concat();
             json!({"text": format!("row {i}: {text}"), "skill": format!("s{}", i % 4), "level": i % 7}).to_string()
                 + "\n"
         })
@@ -142,7 +142,7 @@ fn what_cannot_be_tokenised_is_refused_by_name() {
 #[test]
 fn a_filter_says_what_it_left_out_and_why() {
     let world = World::new();
-    let text = |i: usize| (0..60).map(|j| format!("word{} ", (i * 97 + j * j) % 1009)).collect::<String>();
+    let text = |i: usize| (0..60).map(|j| format!("word{} ", (i * 97 + j * j) % 1009)).collect::<Vec<_>>().concat();
     let row = |text: &str, id: usize| json!({"id": id, "text": text}).to_string() + "\n";
     let (a, b, secret) = (text(1), text(2), text(3));
     world.write("in.jsonl", &[row(&a, 1), row(&b, 2), row(&a, 3), row("short", 4), row(&secret, 5)].concat());

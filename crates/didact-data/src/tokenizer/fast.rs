@@ -217,7 +217,9 @@ impl FastBpe {
             }
             let start = out.len();
             self.merge(model, word, &mut cache.scratch, out);
-            cache.remember(slot, key, &out[start..]);
+            if !cache.scratch.is_refused {
+                cache.remember(slot, key, &out[start..]);
+            }
             return;
         }
         if let Some(ids) = cache.long.get(word) {
@@ -225,7 +227,7 @@ impl FastBpe {
         }
         let start = out.len();
         self.merge(model, word, &mut cache.scratch, out);
-        if word.len() <= LONG {
+        if word.len() <= LONG && !cache.scratch.is_refused {
             if cache.long.len() >= LONG_WORDS {
                 cache.long.clear();
             }

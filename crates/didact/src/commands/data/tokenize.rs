@@ -142,26 +142,18 @@ pub(super) fn run(args: TokenizeArgs, output: &Output) -> anyhow::Result<Status>
 }
 
 fn describe(report: &TokenizeReport) -> String {
-    let mut text = report.schema.join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    text += &format!(
-        "{}\n{} documents, {} tokens of {} bytes of text; the longest has {}",
-        report.path.display(),
-        report.documents,
-        report.tokens,
-        report.bytes,
-        report.longest
-    );
-    match report.tokens_per_s {
-        Some(speed) => text += &format!("\n{:.2} million tokens/s, {}", speed / 1e6, duration(report.wall_s)),
-        None => text.push_str("\nall of it was there already"),
-    }
+    let TokenizeReport { documents, tokens, bytes, longest, .. } = report;
+    let mut lines = report.schema.clone();
+    lines.push(report.path.display().to_string());
+    lines.push(format!("{documents} documents, {tokens} tokens of {bytes} bytes of text; the longest has {longest}"));
+    lines.push(match report.tokens_per_s {
+        Some(speed) => format!("{:.2} million tokens/s, {}", speed / 1e6, duration(report.wall_s)),
+        None => "all of it was there already".to_owned(),
+    });
     for (count, what) in [(report.empty_rows, "rows without text"), (report.bad_rows, "rows that could not be used")] {
         if count > 0 {
-            text += &format!("\n{count} {what} are left out");
+            lines.push(format!("{count} {what} are left out"));
         }
     }
-    text
+    lines.join("\n")
 }
