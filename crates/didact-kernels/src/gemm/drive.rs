@@ -1,6 +1,6 @@
 //! From packed operands to C: blocks for the caches, and threads.
 
-use super::pack::{Panels, Plan, Words, pack_group};
+use super::pack::{Panels, Plan, Words, pack_panels_here};
 use super::tile::{Tile, compute};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -124,7 +124,7 @@ pub(super) fn multiply_packing(plan: &Plan, c: &Output, k: usize, a: Words, b: &
         let row = range.start * plan.a_width;
         let rows = (c.m - row).min(range.len() * plan.a_width);
         with_scratch(range.len() * plan.a_width * words, |panels| {
-            pack_group(plan, panels, plan.a_width, a.at(row, 0), rows, k);
+            pack_panels_here(plan, panels, plan.a_width, a.at(row, 0), rows, k);
             for b_first in (0..b_panels).step_by(across) {
                 let columns = b_first..b_panels.min(b_first + across);
                 rectangle(plan, c, words, panels, range.clone(), b, columns, accumulate);

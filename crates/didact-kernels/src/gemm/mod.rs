@@ -319,13 +319,7 @@ impl<'a> GrowingA<'a> {
         }
         let panel_len = width * plan.words(self.k);
         if source.lane_stride == 1 {
-            // Panels in groups, for the sake of how `a` is read; each gets a stretch of its words.
-            let together = (pack::TOGETHER / width).max(1);
-            self.panels.par_chunks_mut(together * panel_len).enumerate().for_each(|(group, panels)| {
-                let lane = group * together * width;
-                let first = plan.words(at);
-                pack::pack_lanes(&plan, panels, panel_len, first, width, source.at(lane, 0), m - lane, columns);
-            });
+            pack::pack_lines(&plan, self.panels, panel_len, plan.words(at), width, source, m, columns, true);
             return;
         }
         self.panels.par_chunks_exact_mut(panel_len).enumerate().for_each(|(i, panel)| {

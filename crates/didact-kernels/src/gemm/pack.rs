@@ -126,27 +126,27 @@ pub(super) fn pack_panels(plan: &Plan, panels: &mut [f32], width: usize, source:
     if panel_len == 0 {
         return;
     }
-    // Several panels together, where their lanes stand side by side in memory: each line of it is read once.
-    let together = if source.lane_stride == 1 { (TOGETHER / width).max(1) } else { 1 };
-    let pack = |(index, panels): (usize, &mut [f32])| {
-        let lane = index * together * width;
-        pack_group(plan, panels, width, source.at(lane, 0), lanes - lane, k);
+    let parallel = panels.len() >= PARALLEL_WORDS;
+    if source.lane_stride == 1 && source.k_stride != 1 {
+        pack_lines(plan, panels, panel_len, 0, width, source, lanes, k, parallel);
+        return;
+    }
+    let pack = |(index, panel): (usize, &mut [f32])| {
+        let lane = index * width;
+        pack_panel(plan, panel, width, source.at(lane, 0), width.min(lanes - lane), k);
     };
-    if panels.len() < PARALLEL_WORDS {
-        panels.chunks_mut(together * panel_len).enumerate().for_each(pack);
+    if parallel {
+        panels.par_chunks_exact_mut(panel_len).enumerate().for_each(pack);
     } else {
-        panels.par_chunks_mut(together * panel_len).enumerate().for_each(pack);
+        panels.chunks_exact_mut(panel_len).enumerate().for_each(pack);
     }
 }
 
-/// Lanes that are packed together where they stand side by side.
-pub(super) const TOGETHER: usize = 64;
-
-/// Fills panels that stand side by side with up to `lanes` lanes.
-pub(super) fn pack_group(plan: &Plan, panels: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
+/// [`pack_panels`] on this thread alone.
+pub(super) fn pack_panels_here(plan: &Plan, panels: &mut [f32], width: usize, source: Words, lanes: usize, k: usize) {
     let panel_len = width * plan.words(k);
     if source.lane_stride == 1 && source.k_stride != 1 {
-        pack_lanes(plan, panels, panel_len, 0, width, source, lanes, k);
+        pack_lines(plan, panels, panel_len, 0, width, source, lanes, k, false);
         return;
     }
     for (index, panel) in panels.chunks_exact_mut(panel_len).enumerate() {
@@ -155,9 +155,21 @@ pub(super) fn pack_group(plan: &Plan, panels: &mut [f32], width: usize, source: 
     }
 }
 
-/// Fills words `first..` of panels that are `panel_len` apart from a source whose lanes stand side by side, one step of
-/// all of them after the other.
-pub(super) fn pack_lanes(
+/// Lanes of a stretch of a source whose lanes stand side by side.
+const STRETCH_LANES: usize = 512;
+/// Steps of a stretch. Even, for pairs.
+const STRETCH_STEPS: usize = 256;
+
+/// A stretch of the source with the words it fills, panel by panel.
+struct Stretch<'a> {
+    lane: usize,
+    step: usize,
+    panels: Vec<&'a mut [f32]>,
+}
+
+/// Fills words `first..` of panels that are `panel_len` apart from a source whose lanes stand side by side: lines of it are
+/// read from end to end, as memory likes it, and spread over the panels.
+pub(super) fn pack_lines(
     plan: &Plan,
     panels: &mut [f32],
     panel_len: usize,
@@ -166,50 +178,71 @@ pub(super) fn pack_lanes(
     source: Words,
     lanes: usize,
     k: usize,
+    parallel: bool,
 ) {
     assert!(
         source.lane_stride == 1 && panel_len > 0 && (first + plan.words(k)) * width <= panel_len,
         "gemm: {k} steps at word {first} of panels of {panel_len} floats"
     );
-    let lanes = lanes.min(panels.len() / panel_len * width);
-    if plan.format == Format::Bf16Pair {
-        #[cfg(target_arch = "x86_64")]
-        pairs::pack_lanes(panels, panel_len, first, width, source, lanes, k);
-        return;
-    }
-    match width {
-        4 => copy_lanes::<4>(panels, panel_len, first, source, lanes, k),
-        6 => copy_lanes::<6>(panels, panel_len, first, source, lanes, k),
-        12 => copy_lanes::<12>(panels, panel_len, first, source, lanes, k),
-        16 => copy_lanes::<16>(panels, panel_len, first, source, lanes, k),
-        32 => copy_lanes::<32>(panels, panel_len, first, source, lanes, k),
-        _ => unreachable!("panels of {width} lanes"),
-    }
-    if plan.format == Format::F32RoundedToBf16 {
+    let together = (STRETCH_LANES / width).max(1);
+    let mut stretches = Vec::new();
+    for (group, panels) in panels.chunks_mut(together * panel_len).enumerate() {
+        let from = stretches.len();
+        stretches.extend((0..k).step_by(STRETCH_STEPS).map(|step| Stretch {
+            lane: group * together * width,
+            step,
+            panels: Vec::with_capacity(together),
+        }));
         for panel in panels.chunks_exact_mut(panel_len) {
-            dispatch(plan.level, RoundToBf16(&mut panel[first * width..(first + k) * width]));
+            let words = &mut panel[first * width..][..plan.words(k) * width];
+            let parts = words.chunks_mut(plan.words(STRETCH_STEPS) * width);
+            for (stretch, part) in stretches[from..].iter_mut().zip(parts) {
+                stretch.panels.push(part);
+            }
         }
+    }
+    let pack = |stretch: Stretch| {
+        let Stretch { lane, step, mut panels } = stretch;
+        let lanes = (lanes - lane).min(panels.len() * width);
+        let (source, steps) = (source.at(lane, step), STRETCH_STEPS.min(k - step));
+        if plan.format == Format::Bf16Pair {
+            #[cfg(target_arch = "x86_64")]
+            pairs::pack_lines(&mut panels, width, source, lanes, steps);
+            return;
+        }
+        match width {
+            4 => copy_lines::<4>(&mut panels, source, lanes, steps),
+            6 => copy_lines::<6>(&mut panels, source, lanes, steps),
+            12 => copy_lines::<12>(&mut panels, source, lanes, steps),
+            16 => copy_lines::<16>(&mut panels, source, lanes, steps),
+            32 => copy_lines::<32>(&mut panels, source, lanes, steps),
+            _ => unreachable!("panels of {width} lanes"),
+        }
+        if plan.format == Format::F32RoundedToBf16 {
+            for panel in panels {
+                dispatch(plan.level, RoundToBf16(panel));
+            }
+        }
+    };
+    if parallel {
+        stretches.into_par_iter().for_each(pack);
+    } else {
+        stretches.into_iter().for_each(pack);
     }
 }
 
-/// [`pack_lanes`] in f32 for panels of `W` lanes.
-fn copy_lanes<const W: usize>(
-    panels: &mut [f32],
-    panel_len: usize,
-    first: usize,
-    source: Words,
-    lanes: usize,
-    k: usize,
-) {
-    for step in 0..k {
+/// A stretch in f32, in panels of `W` lanes.
+fn copy_lines<const W: usize>(panels: &mut [&mut [f32]], source: Words, lanes: usize, steps: usize) {
+    for step in 0..steps {
         let from = &source.data[step * source.k_stride..][..lanes];
         let (whole, rest) = from.as_chunks::<W>();
-        let mut panels = panels.chunks_exact_mut(panel_len).map(|panel| &mut panel[(first + step) * W..][..W]);
-        for (from, to) in whole.iter().zip(&mut panels) {
-            to.copy_from_slice(from);
+        let (full, partial) = panels.split_at_mut(whole.len());
+        for (from, panel) in whole.iter().zip(full) {
+            panel[step * W..][..W].copy_from_slice(from);
         }
-        for to in panels {
-            // The last panel's lanes, and zeros for those that do not exist.
+        // The last panel's lanes, and zeros for those that do not exist.
+        if let Some(panel) = partial.first_mut() {
+            let to = &mut panel[step * W..][..W];
             to[..rest.len()].copy_from_slice(rest);
             to[rest.len()..].fill(0.0);
         }
@@ -337,48 +370,32 @@ mod pairs {
         }
     }
 
-    /// See [`super::pack_lanes`].
-    pub(super) fn pack_lanes(
-        panels: &mut [f32],
-        panel_len: usize,
-        first: usize,
-        width: usize,
-        source: Words,
-        lanes: usize,
-        k: usize,
-    ) {
+    /// Packs a stretch: lines of `lanes` lanes into panels of `width`.
+    pub(super) fn pack_lines(panels: &mut [&mut [f32]], width: usize, source: Words, lanes: usize, steps: usize) {
         assert!(Level::Avx512Bf16.is_available(), "this machine has no bf16 instructions");
         assert!(
-            lanes == 0 || k == 0 || source.data.len() >= (k - 1) * source.k_stride + lanes,
-            "gemm: {} floats hold no {k} steps of {lanes} lanes",
+            lanes == 0 || steps == 0 || source.data.len() >= (steps - 1) * source.k_stride + lanes,
+            "gemm: {} floats hold no {steps} steps of {lanes} lanes",
             source.data.len()
         );
-        assert!((first + k.div_ceil(2)) * width <= panel_len, "gemm: panels of {panel_len} floats are too short");
+        let words = steps.div_ceil(2) * width;
+        assert!(panels.iter().all(|panel| panel.len() >= words), "gemm: panels are too short for {words} words");
         // SAFETY: the features were just found, the lengths checked.
-        unsafe { lines(panels, panel_len, first, width, source, lanes, k) };
+        unsafe { lines(panels, width, source, lanes, steps) };
     }
 
     /// # Safety
-    /// Besides the features: `source` must hold `k` steps of `lanes` lanes, and panels the words.
+    /// Besides the features: `source` must hold `steps` steps of `lanes` lanes, and each panel their words.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn lines(
-        panels: &mut [f32],
-        panel_len: usize,
-        first: usize,
-        width: usize,
-        source: Words,
-        lanes: usize,
-        k: usize,
-    ) {
-        let count = panels.len() / panel_len;
-        for word in 0..k.div_ceil(2) {
+    unsafe fn lines(panels: &mut [&mut [f32]], width: usize, source: Words, lanes: usize, steps: usize) {
+        for word in 0..steps.div_ceil(2) {
             let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
             let later = earlier.wrapping_add(source.k_stride);
-            let has_later = 2 * word + 1 < k;
-            let mut to = panels.as_mut_ptr().wrapping_add((first + word) * width);
-            for panel in 0..count {
+            let has_later = 2 * word + 1 < steps;
+            for (index, panel) in panels.iter_mut().enumerate() {
+                let to = panel.as_mut_ptr().wrapping_add(word * width);
                 for lane0 in (0..width).step_by(LANES) {
-                    let lane = panel * width + lane0;
+                    let lane = index * width + lane0;
                     let stored = LANES.min(width - lane0);
                     let there = first_lanes(lanes.saturating_sub(lane).min(stored));
                     let later_there = if has_later { there } else { 0 };
@@ -390,7 +407,6 @@ mod pairs {
                         _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
                     }
                 }
-                to = to.wrapping_add(panel_len);
             }
         }
     }

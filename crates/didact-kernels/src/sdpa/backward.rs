@@ -68,7 +68,7 @@ impl Kernel for Gather<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Attention { heads, kv_heads, head_dim: d, rotary, .. } = *self.a;
         let group = heads / kv_heads;
         for &row in self.rows {
@@ -82,7 +82,7 @@ impl Kernel for Gather<'_> {
                     for other in others.chunks_exact(d) {
                         sum.iter_mut().zip(other).for_each(|(s, o)| *s += o);
                     }
-                    rotate(to, sum, rotary, row, 1.0, true);
+                    rotate(simd, to, sum, rotary, row, 1.0, true);
                 }
             }
         }
@@ -183,7 +183,7 @@ impl Task for Unit<'_> {
         for begin in (0..queries).step_by(WIDE) {
             self.block(m, &mut parts, begin, queries.min(begin + WIDE));
         }
-        self.finish(&parts);
+        self.finish(m.simd(), &parts);
     }
 }
 
@@ -199,9 +199,9 @@ impl Unit<'_> {
         for at in (0..size.keys).step_by(WIDE) {
             let rows = start + at..end.min(start + at + WIDE);
             let range = at * along_head..(at + WIDE) * along_head;
-            load_rows(parts.staged, size, v, column, rows.clone(), None, 1.0);
+            load_rows(m.simd(), parts.staged, size, v, column, rows.clone(), None, 1.0);
             left_rows(m, &mut parts.values[range.clone()], parts.staged);
-            load_rows(parts.staged, size, k, column, rows, rotary, 1.0);
+            load_rows(m.simd(), parts.staged, size, k, column, rows, rotary, 1.0);
             left_rows(m, &mut parts.keys[range], parts.staged);
             transpose_rows(m.simd(), parts.columns, parts.staged, size.d_wide);
             left_columns(m, parts.key_columns, size.along_keys::<M>(), at, parts.columns, size.d_wide);
@@ -222,8 +222,8 @@ impl Unit<'_> {
 
         // The output's share of the scores' gradients, one number per query.
         let mut delta = [0.0f32; WIDE];
-        load_rows(parts.columns, size, self.out, column, rows.clone(), None, 1.0);
-        load_rows(parts.staged, size, self.d_out, column, rows.clone(), None, 1.0);
+        load_rows(m.simd(), parts.columns, size, self.out, column, rows.clone(), None, 1.0);
+        load_rows(m.simd(), parts.staged, size, self.d_out, column, rows.clone(), None, 1.0);
         let pairs = parts.columns.chunks_exact(d_wide).zip(parts.staged.chunks_exact(d_wide));
         for (delta, (out, d_out)) in delta.iter_mut().zip(pairs) {
             let mut sum = simd.splat(0.0);
@@ -240,7 +240,7 @@ impl Unit<'_> {
         right_rows(m, parts.d_out_rows, parts.staged, d_wide);
         transpose_rows(simd, parts.columns, parts.staged, d_wide);
         right_lines(m, parts.d_out, parts.columns, d);
-        load_rows(parts.staged, size, self.inputs[0], column, rows.clone(), rotary, scale);
+        load_rows(m.simd(), parts.staged, size, self.inputs[0], column, rows.clone(), rotary, scale);
         right_rows(m, parts.query_rows, parts.staged, d_wide);
         transpose_rows(simd, parts.columns, parts.staged, d_wide);
         right_lines(m, parts.query, parts.columns, d);
@@ -257,7 +257,7 @@ impl Unit<'_> {
         for (row, gradient) in rows.zip(parts.staged.chunks_exact(d_wide)) {
             // SAFETY: a query's row and head are this unit's alone: segments' queries do not overlap.
             let to = unsafe { self.d_q.row(row, column, d) };
-            rotate(to, &gradient[..d], rotary, row, scale, true);
+            rotate(simd, to, &gradient[..d], rotary, row, scale, true);
         }
     }
 
@@ -322,7 +322,7 @@ impl Unit<'_> {
 
     /// Writes the gradients of keys and values.
     #[inline(always)]
-    fn finish(&self, parts: &Parts) {
+    fn finish<S: Simd>(&self, simd: S, parts: &Parts) {
         let size = &self.size;
         let Attention { head_dim: d, rotary, .. } = *self.a;
         let column = self.head * d;
@@ -331,7 +331,7 @@ impl Unit<'_> {
         for (row, (d_key, d_value)) in self.segment.keys.clone().zip(rows) {
             // SAFETY: a key's row is in one segment, and the columns are this head's.
             let to = unsafe { self.d_kv[0].row(row, column, d) };
-            rotate(to, &d_key[..d], rotary, row, 1.0, true);
+            rotate(simd, to, &d_key[..d], rotary, row, 1.0, true);
             // SAFETY: as above.
             unsafe { self.d_kv[1].row(row, column, d) }.copy_from_slice(&d_value[..d]);
         }

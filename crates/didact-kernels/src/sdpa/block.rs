@@ -98,7 +98,8 @@ impl<'a> Scratch<'a> {
 
 /// One head of up to 32 rows as f32: `[32][d_wide]`, zeros where there is nothing.
 #[inline(always)]
-pub(super) fn load_rows(
+pub(super) fn load_rows<S: Simd>(
+    simd: S,
     to: &mut [f32],
     size: &Sizes,
     from: Heads,
@@ -111,7 +112,7 @@ pub(super) fn load_rows(
     let count = rows.len();
     for (to, row) in to.chunks_exact_mut(size.d_wide).zip(rows) {
         let x = &from.data[row * from.stride + column..][..d];
-        rotate(&mut to[..d], x, rotary, row, scale, false);
+        rotate(simd, &mut to[..d], x, rotary, row, scale, false);
         to[d..].fill(0.0);
     }
     to[count * size.d_wide..].fill(0.0);
@@ -119,7 +120,15 @@ pub(super) fn load_rows(
 
 /// `to = rotation · x · scale`, or with the transposed rotation, which carries gradients back.
 #[inline(always)]
-pub(super) fn rotate(to: &mut [f32], x: &[f32], rotary: Option<super::Rotary>, row: usize, scale: f32, back: bool) {
+pub(super) fn rotate<S: Simd>(
+    simd: S,
+    to: &mut [f32],
+    x: &[f32],
+    rotary: Option<super::Rotary>,
+    row: usize,
+    scale: f32,
+    back: bool,
+) {
     let Some(rotary) = rotary else {
         to.iter_mut().zip(x).for_each(|(to, x)| *to = x * scale);
         return;
@@ -129,13 +138,19 @@ pub(super) fn rotate(to: &mut [f32], x: &[f32], rotary: Option<super::Rotary>, r
     let sin = &rotary.sin[row * half..][..half];
     let (low, high) = x.split_at(half);
     let (to_low, to_high) = to.split_at_mut(half);
-    let sign = if back { -1.0 } else { 1.0 };
-    for ((((to_low, to_high), low), high), (c, s)) in
-        to_low.iter_mut().zip(to_high).zip(low).zip(high).zip(cos.iter().zip(sin))
-    {
-        let s = s * sign;
-        *to_low = (low * c - high * s) * scale;
-        *to_high = (high * c + low * s) * scale;
+    let (scale, sign) = (simd.splat(scale), simd.splat(if back { -1.0 } else { 1.0 }));
+    for at in (0..half).step_by(LANES) {
+        let get = |x: &[f32]| match x[at..].first_chunk() {
+            Some(x) => simd.load(x),
+            None => simd.load_or(&x[at..], 0.0),
+        };
+        let put = |to: &mut [f32], v: S::V| match to[at..].first_chunk_mut() {
+            Some(to) => simd.store(to, v),
+            None => simd.store_first(&mut to[at..], v),
+        };
+        let (l, h, c, s) = (get(low), get(high), get(cos), simd.mul(get(sin), sign));
+        put(to_low, simd.mul(simd.sub(simd.mul(l, c), simd.mul(h, s)), scale));
+        put(to_high, simd.mul(simd.add(simd.mul(h, c), simd.mul(l, s)), scale));
     }
 }
 

@@ -106,9 +106,9 @@ impl Unit<'_> {
         let along_head = size.along_head::<M>();
         for at in (0..size.keys).step_by(WIDE) {
             let rows = start + at..end.min(start + at + WIDE);
-            load_rows(parts.rows, size, self.k, column, rows.clone(), rotary, 1.0);
+            load_rows(m.simd(), parts.rows, size, self.k, column, rows.clone(), rotary, 1.0);
             left_rows(m, &mut parts.keys[at * along_head..][..WIDE * along_head], parts.rows);
-            load_rows(parts.rows, size, self.v, column, rows, None, 1.0);
+            load_rows(m.simd(), parts.rows, size, self.v, column, rows, None, 1.0);
             transpose_rows(m.simd(), parts.columns, parts.rows, size.d_wide);
             left_columns(m, parts.values, size.along_keys::<M>(), at, parts.columns, size.d_wide);
         }
@@ -122,7 +122,7 @@ impl Unit<'_> {
         let Attention { head_dim: d, rotary, scale, .. } = *self.a;
         let Parts { keys, values, scores, query, sums, rows, columns } = parts;
         let (first, column) = (self.segment.queries.start, self.head * d);
-        load_rows(rows, size, self.q, column, first + begin..first + end, rotary, scale);
+        load_rows(simd, rows, size, self.q, column, first + begin..first + end, rotary, scale);
         transpose_rows(simd, columns, rows, size.d_wide);
         right_lines(m, query, columns, d);
 
