@@ -147,17 +147,32 @@ struct Pair {
 
 impl LocalGenerator {
     /// Two texts are tokenised together, so that the border falls as it would in running text: the continuation is what
-    /// follows after as many tokens as the prompt has alone.
+    /// follows after as many tokens as the prompt has alone. White space at the end of the prompt counts as the
+    /// continuation's, since tokens begin with white space. Before an empty prompt stands the token that begins a text, or
+    /// else the one that ends it. All of this as the lm-evaluation-harness has it.
     fn pair(&self, prompt: &Prompt, continuation: &Prompt) -> Result<Pair, RequestError> {
-        let begin = self.model.encode(prompt)?;
-        let ids = match (prompt, continuation) {
+        let (begin, ids) = match (prompt, continuation) {
             (Prompt::Text(first), Prompt::Text(second)) => {
-                self.model.encode(&Prompt::Text(format!("{first}{second}")))?
+                let whole = format!("{first}{second}");
+                let first = first.trim_end();
+                if first.is_empty() {
+                    let prefix = self.tokenizer().bos().or(self.model.eos().first().copied());
+                    let begin: Vec<u32> = prefix.into_iter().collect();
+                    let rest = self.tokenizer().encode(&whole).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
+                    (begin.clone(), [begin, rest].concat())
+                } else {
+                    (self.model.encode(&Prompt::Text(first.to_owned()))?, self.model.encode(&Prompt::Text(whole))?)
+                }
             }
             (Prompt::Messages { messages, tools }, Prompt::Text(second)) => {
-                self.model.encode(&Prompt::Text(self.model.render(messages, tools)? + second))?
+                // The template decides about its white space.
+                let whole = self.model.render(messages, tools)? + second;
+                (self.model.encode(prompt)?, self.model.encode(&Prompt::Text(whole))?)
             }
-            _ => [begin.clone(), self.model.encode(continuation)?].concat(),
+            _ => {
+                let begin = self.model.encode(prompt)?;
+                (begin.clone(), [begin, self.model.encode(continuation)?].concat())
+            }
         };
         if begin.is_empty() {
             return Err(RequestError::EmptyPrompt);

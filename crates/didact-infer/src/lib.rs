@@ -10,7 +10,9 @@
 //! seed only.
 #![forbid(unsafe_code)]
 
+mod beam;
 mod cache;
+mod constraint;
 mod engine;
 mod error;
 mod generator;
@@ -18,13 +20,15 @@ mod model;
 mod sampler;
 mod scheduler;
 mod stop;
+pub mod tree;
 mod weights;
 
+pub use beam::{Beam, BeamSearch, EarlyStopping, beam_search};
 pub use cache::KvCache;
 pub use engine::{Engine, Span};
 pub use error::InferError;
 pub use generator::LocalGenerator;
 pub use model::LocalModel;
-pub use sampler::{Choice, Sampler, check};
+pub use sampler::{Choice, End, Sampler, Samplers, check};
 pub use scheduler::{Event, Options, RequestId, Scheduler};
 pub use weights::EngineWeights;

@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::InferError;
+use crate::sampler::Samplers;
 use crate::weights::EngineWeights;
 use didact_core::generate::{Prompt, RequestError};
 use didact_core::message::{Message, Tool};
@@ -16,6 +17,7 @@ pub struct LocalModel {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
     eos: Vec<u32>,
+    samplers: Samplers,
 }
 
 impl LocalModel {
@@ -32,7 +34,8 @@ impl LocalModel {
         if eos.is_empty() {
             eos.clone_from(&weights.config().eos_token_ids);
         }
-        Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos })
+        let samplers = Samplers::new(Arc::clone(&tokenizer), eos.clone(), rows);
+        Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos, samplers })
     }
 
     /// The engine.
@@ -48,6 +51,11 @@ impl LocalModel {
     /// The tokens that end an answer.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// What checks requests' settings and makes their samplers.
+    pub fn samplers(&self) -> &Samplers {
+        &self.samplers
     }
 
     /// Most tokens of prompt and answer together.

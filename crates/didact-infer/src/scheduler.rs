@@ -11,9 +11,11 @@ use crate::cache::KvCache;
 use crate::engine::Span;
 use crate::error::InferError;
 use crate::model::LocalModel;
-use crate::sampler::{self, Choice, Sampler};
+use crate::sampler::{Choice, End, Sampler};
 use crate::stop::StopSearch;
-use didact_core::generate::{Answer, Completion, FinishReason, GenerateError, Request, RequestError, Sampling};
+use didact_core::generate::{
+    Answer, Completion, FinishReason, GenerateError, Request, RequestError, Sampling, TokenLogProb,
+};
 use didact_data::DataError;
 use didact_data::tokenizer::IncrementalDecoder;
 use didact_kernels::Precision;
@@ -103,7 +105,9 @@ pub enum Event {
 #[derive(Debug)]
 struct Group {
     sampling: Sampling,
-    prompt: Vec<u32>,
+    /// What the answers' samplers are made from.
+    sampler: Sampler,
+    prompt: Arc<[u32]>,
     /// The prompt's, as far as it was read; gone once the last answer has taken it.
     cache: Option<KvCache>,
     /// Scores after the prompt, once it was read; each answer's first token comes from them.
@@ -147,9 +151,11 @@ struct Stream {
     request: RequestId,
     answer: usize,
     sampler: Sampler,
+    prompt: Arc<[u32]>,
     cache: KvCache,
     ids: Vec<u32>,
     log_probs: Vec<f32>,
+    top_log_probs: Vec<Vec<TokenLogProb>>,
     decoder: IncrementalDecoder,
     written: StopSearch,
 }
@@ -202,13 +208,15 @@ impl Scheduler {
     /// When it cannot be answered; nothing was changed.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
         let Request { prompt, sampling } = request;
-        sampler::check(&sampling)?;
+        let sampler = self.model.samplers().prepare(&sampling)?;
         let prompt = self.model.encode_to_continue(&prompt)?;
         let id = RequestId(self.submitted);
         self.submitted += 1;
         let answers = vec![None; sampling.n];
         let cache = Some(self.model.engine().cache());
-        self.groups.insert(id, Group { sampling, prompt, cache, first_scores: Vec::new(), begun: 0, answers });
+        let prompt = prompt.into();
+        let group = Group { sampling, sampler, prompt, cache, first_scores: Vec::new(), begun: 0, answers };
+        self.groups.insert(id, group);
         self.waiting.push_back(id);
         Ok(id)
     }
@@ -289,7 +297,7 @@ impl Scheduler {
     }
 
     /// The pass: what each stream chose, and the requests whose prompt was read to its end.
-    fn forward(&mut self) -> (Vec<Option<Choice>>, Vec<RequestId>) {
+    fn forward(&mut self) -> (Vec<Result<Choice, RequestError>>, Vec<RequestId>) {
         let engine = self.model.engine();
         let vocab = engine.config().vocab_size;
         let mut room = self.options.max_batch_tokens.saturating_sub(self.streams.len());
@@ -299,9 +307,9 @@ impl Scheduler {
         let mut spans = Vec::new();
         let mut choosers = Vec::with_capacity(self.streams.len());
         for stream in &mut self.streams {
-            choosers.push((&stream.sampler, stream.ids.len()));
-            let last = stream.ids.len() - 1;
-            spans.push(Span { cache: &mut stream.cache, ids: &stream.ids[last..], logits_from: 0 });
+            let Stream { sampler, prompt, ids, cache, .. } = stream;
+            spans.push(Span { cache, ids: &ids[ids.len() - 1..], logits_from: 0 });
+            choosers.push((sampler, &**prompt, &**ids));
         }
         // Requests are numbered in the order of submission, which is the order of `reading`.
         let mut read_to_the_end = Vec::new();
@@ -324,17 +332,17 @@ impl Scheduler {
             }
         }
         // Scores come in the order of the spans: of the streams, then of the prompts that were read to their end.
-        let mut choices: Vec<Option<Choice>> = Vec::with_capacity(choosers.len());
+        let mut choices: Vec<Result<Choice, RequestError>> = Vec::with_capacity(choosers.len());
         let mut keep = keep.into_iter();
         engine.forward(&mut spans, |rows, scores| {
             let of_streams = choosers.len().saturating_sub(rows.start).min(rows.len());
             let (of_streams, of_prompts) = scores.split_at(of_streams * vocab);
-            let choosers = choosers.get(rows.start..).unwrap_or_default();
+            let choosers = choosers.get_mut(rows.start..).unwrap_or_default();
             choices.par_extend(
                 of_streams
                     .par_chunks_exact(vocab)
                     .zip(choosers)
-                    .map(|(scores, (sampler, index))| sampler.choose(scores, *index)),
+                    .map(|(scores, (sampler, prompt, ids))| sampler.choose(scores, prompt, ids)),
             );
             for (scores, keep) in of_prompts.chunks_exact(vocab).zip(&mut keep) {
                 scores.clone_into(keep);
@@ -357,17 +365,19 @@ impl Scheduler {
             } else {
                 group.cache.clone()
             };
-            let stream = Stream {
+            let mut stream = Stream {
                 request,
                 answer,
-                sampler: Sampler::new(&group.sampling, answer),
+                sampler: group.sampler.for_answer(answer),
+                prompt: Arc::clone(&group.prompt),
                 cache: cache.expect("a prompt's cache stays until the last answer begins"),
                 ids: Vec::new(),
                 log_probs: Vec::new(),
+                top_log_probs: Vec::new(),
                 decoder: self.model.tokenizer().incremental_decoder(true),
                 written: StopSearch::default(),
             };
-            let choice = stream.sampler.choose(&group.first_scores, 0);
+            let choice = stream.sampler.choose(&group.first_scores, &group.prompt, &[]);
             self.go_on(stream, choice, events)?;
         }
         Ok(())
@@ -377,15 +387,18 @@ impl Scheduler {
     fn go_on(
         &mut self,
         mut stream: Stream,
-        choice: Option<Choice>,
+        choice: Result<Choice, RequestError>,
         events: &mut Vec<Event>,
     ) -> Result<(), GenerateError> {
         let (id, answer) = (stream.request, stream.answer);
         // Another answer of the same request may have failed in this step.
         let Some(group) = self.groups.get(&id) else { return Ok(()) };
-        let Some(choice) = choice else {
-            self.fail(id, RequestError::NotFinite { tokens: stream.cache.len() }, events);
-            return Ok(());
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => {
+                self.fail(id, error, events);
+                return Ok(());
+            }
         };
         let finish_reason = add(&mut stream, group, choice, &self.model).map_err(undecodable)?;
         let shown = match finish_reason {
@@ -436,8 +449,8 @@ fn undecodable(error: DataError) -> GenerateError {
 
 impl Stream {
     fn into_answer(self, finish_reason: FinishReason) -> Answer {
-        let Self { ids, log_probs, written, .. } = self;
-        Answer { text: written.text().to_owned(), ids, log_probs, top_log_probs: Vec::new(), finish_reason }
+        let Self { ids, log_probs, top_log_probs, written, .. } = self;
+        Answer { text: written.text().to_owned(), ids, log_probs, top_log_probs, finish_reason }
     }
 }
 
@@ -448,17 +461,27 @@ fn add(
     choice: Choice,
     model: &LocalModel,
 ) -> Result<Option<FinishReason>, DataError> {
-    if model.eos().contains(&choice.id) {
+    if choice.end == Some(End::Before) {
         return Ok(Some(FinishReason::Stop));
     }
     stream.ids.push(choice.id);
-    stream.log_probs.push(choice.log_prob);
+    stream.log_probs.extend(choice.log_prob);
+    if group.sampling.top_log_probs > 0 {
+        stream.top_log_probs.push(choice.top);
+    }
     let added = stream.decoder.push(model.tokenizer(), choice.id)?;
-    if let Some(stopped) = stream.written.push(&added, &group.sampling.stop) {
+    // Text that is too short to end is not searched.
+    let is_early = stream.ids.len() <= group.sampling.min_tokens;
+    let stop: &[String] = if is_early { &[] } else { &group.sampling.stop };
+    if let Some(stopped) = stream.written.push(&added, stop) {
         stream.ids.truncate(stopped.tokens);
         stream.log_probs.truncate(stopped.tokens);
+        stream.top_log_probs.truncate(stopped.tokens);
         stream.written.cut(stopped.text.len());
         stream.decoder = model.tokenizer().incremental_decoder(true);
+        return Ok(Some(FinishReason::Stop));
+    }
+    if choice.end == Some(End::After) {
         return Ok(Some(FinishReason::Stop));
     }
     let is_full = group.prompt.len() + stream.ids.len() >= model.context();

@@ -110,9 +110,17 @@ pub(crate) enum Command {
     /// Generate text
     #[command(
         after_help = "Examples:\n  didact generate --model smollm2-135m-instruct --prompt 'The capital of France is' --max-tokens 8\n  \
-                      didact generate --model out/model --input prompts.jsonl --temperature 0.7 --n 4"
+                      didact generate --model out/model --input prompts.jsonl --temperature 0.7 --n 4\n  \
+                      didact generate --model smollm2-135m-instruct --chat --prompt 'Name a fruit and its colour' --json-schema fruit.json"
     )]
     Generate(commands::generate::GenerateArgs),
+    /// Log-probabilities of given continuations
+    #[command(after_help = "Example:\n  didact score --model smollm2-135m-instruct --input pairs.jsonl --json\n\n\
+                      Prompt and continuation are tokenised together, so that the border falls as in running text; white space\n\
+                      at the end of the prompt counts as the beginning of the continuation. Before an empty prompt stands the\n\
+                      token that begins texts, or else the one that ends them. (As the lm-evaluation-harness does it; but a pair\n\
+                      that is longer than the context is an error.)")]
+    Score(commands::score::ScoreArgs),
     /// See what was run and how it went
     #[command(subcommand, after_help = "Example:\n  didact runs show runs/quickstart-0123456789ab")]
     Runs(commands::runs::RunsCommand),

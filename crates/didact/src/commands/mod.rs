@@ -4,10 +4,13 @@ pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod generate;
+pub(crate) mod local;
 pub(crate) mod model;
 pub(crate) mod recipes;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod sampling;
+pub(crate) mod score;
 pub(crate) mod tokenizer;
 mod verify;
 
@@ -44,6 +47,7 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
         Command::Data(command) => data::run(command, output),
         Command::Tokenizer(command) => tokenizer::run(command, output),
         Command::Generate(args) => generate::run(&args, &global, output),
+        Command::Score(args) => score::run(&args, &global, output),
         Command::Runs(command) => runs::run(command, output),
         Command::Bench(command) => bench::run(&command, &global, threads, output),
         Command::Doctor => doctor::run(threads, output),
