@@ -5,7 +5,7 @@
 
 use didact_core::generate::{Constraint, RequestError};
 use didact_data::tokenizer::Tokenizer;
-use llguidance::api::{StopReason, TopLevelGrammar};
+use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
@@ -64,16 +64,15 @@ impl Constraints {
         };
         let factory = self.factory.get_or_init(|| self.factory()).as_ref().map_err(|error| refuse(error.clone()))?;
         let parser = factory.create_parser(grammar).map_err(|error| refuse(format!("{error:#}")))?;
-        let mut matcher = Matcher::new(Ok(parser));
-        // Errors that only show when the first token is looked for.
-        let fresh = matcher.deep_clone();
+        let fresh = Matcher::new(Ok(parser));
+        // Some errors only show when the first token is looked for.
+        let mut matcher = fresh.deep_clone();
         if let Err(error) = matcher.compute_mask_or_eos()
             && !matcher.stop_reason().is_ok()
         {
             return Err(refuse(format!("{error:#}")));
         }
-        let is_complete = false;
-        Ok(Grammar { kind, matcher: fresh.deep_clone(), fresh: Arc::new(Fresh(fresh)), vocab: self.vocab, is_complete })
+        Ok(Grammar { kind, matcher: fresh.deep_clone(), fresh: Arc::new(Fresh(fresh)), is_complete: false })
     }
 
     fn factory(&self) -> Result<ParserFactory, String> {
@@ -109,7 +108,6 @@ pub(crate) struct Grammar {
     matcher: Matcher,
     /// Before the first token.
     fresh: Arc<Fresh>,
-    vocab: usize,
     is_complete: bool,
 }
 
@@ -126,10 +124,10 @@ impl fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Back to before the first token, sharing nothing that another thread may wait for.
-    pub(crate) fn restart(&mut self) {
-        self.matcher = self.fresh.0.deep_clone();
-        self.is_complete = false;
+    /// The constraint before the first token. It shares nothing that another thread may wait for.
+    pub(crate) fn restarted(&self) -> Self {
+        let fresh = Arc::clone(&self.fresh);
+        Self { kind: self.kind, matcher: fresh.0.deep_clone(), fresh, is_complete: false }
     }
 
     /// Sets the scores of tokens that cannot stand next to -∞. None is left if the constraint is fulfilled, nothing can
@@ -155,9 +153,7 @@ impl Grammar {
                 }
                 Ok(())
             }
-            Err(_)
-                if self.matcher.stop_reason().is_ok() || self.matcher.stop_reason() == StopReason::NoExtensionBias =>
-            {
+            Err(_) if self.matcher.stop_reason().is_ok() => {
                 scores.fill(f32::NEG_INFINITY);
                 self.is_complete = true;
                 Ok(())

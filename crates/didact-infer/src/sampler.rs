@@ -115,16 +115,12 @@ impl Sampler {
 
     /// The sampler of answer number `answer` of the same request, from its beginning.
     pub fn for_answer(&self, answer: usize) -> Self {
-        let mut grammar = self.grammar.clone();
-        if let Some(grammar) = &mut grammar {
-            grammar.restart();
-        }
         Self {
             settings: Arc::clone(&self.settings),
             key: key(self.settings.sampling.seed, answer),
             seen: BTreeMap::new(),
             counted: None,
-            grammar,
+            grammar: self.grammar.as_ref().map(Grammar::restarted),
             row: Vec::new(),
         }
     }
