@@ -44,8 +44,10 @@ fn answers_end_and_are_shaped_as_asked() {
     assert_ne!(row(&["--logit-bias", &format!("{second}=-100")])["ids"][1], plain["ids"][1]);
     let by_name = row(&["--logit-bias", "7=100"]);
     assert!(by_name["text"].as_str().unwrap().starts_with("7777"), "{by_name}");
-    let penalised = row(&["--logit-bias", "7=20", "--logit-bias", "8=19", "--presence-penalty", "2"]);
-    assert!(penalised["text"].as_str().unwrap().starts_with("78"), "{penalised}");
+    // Each 7 makes the next one less likely, until it is an 8's turn.
+    let penalised = row(&["--logit-bias", "7=30", "--logit-bias", "8=25", "--frequency-penalty", "2"]);
+    let text = penalised["text"].as_str().unwrap();
+    assert!(text.starts_with('7') && text.contains('8') && text.len() == 12, "{penalised}");
 
     world.write(
         "schema.json",

@@ -325,3 +325,43 @@ fn settings_out_of_range_are_named() {
     assert_eq!(text(bias), format!("`logit_bias` is token 51: {known}"));
     assert!(text(Sampling { top_log_probs: 51, ..d() }).starts_with("`top_log_probs` is 51"));
 }
+
+#[test]
+#[ignore = "prints times"]
+fn times() {
+    let mut scores = vec![0.0f32; 49_152];
+    didact_kernels::random::fill_normal(7, 3.0, &mut scores);
+    let base = || Sampling { log_probs: false, ..drawn(1) };
+    let g = || Sampling { log_probs: false, ..Sampling::default() };
+    for (name, sampling) in [
+        ("greedy", g()),
+        ("greedy + log-probs", Sampling::default()),
+        ("temperature", base()),
+        ("temperature + log-probs", drawn(1)),
+        ("top-k 50", Sampling { top_k: Some(50), ..base() }),
+        ("top-k 1000", Sampling { top_k: Some(1000), ..base() }),
+        ("top-p 0.9", Sampling { top_p: Some(0.9), ..base() }),
+        ("top-p 0.95 t 0.5", Sampling { top_p: Some(0.95), temperature: 0.5, ..base() }),
+        ("top-k 50 top-p 0.9", Sampling { top_k: Some(50), top_p: Some(0.9), ..base() }),
+        ("min-p 0.05", Sampling { min_p: Some(0.05), ..base() }),
+        ("penalties", Sampling { repetition_penalty: 1.1, ..g() }),
+        ("top 20", Sampling { top_log_probs: 20, ..g() }),
+    ] {
+        let mut sampler = sampler(&sampling);
+        let prompt: Vec<u32> = (0..200).collect();
+        let mut answer = Vec::new();
+        let mut all = Vec::new();
+        for _ in 0..60 {
+            let begin = std::time::Instant::now();
+            let id = sampler.choose(&scores, &prompt, &answer).expect("finite").id;
+            all.push(begin.elapsed().as_secs_f64() * 1e6);
+            answer.push(id);
+        }
+        all.sort_by(f64::total_cmp);
+        println!("{name}: {:.0} us (min {:.0}, p90 {:.0})", all[30], all[0], all[54]);
+    }
+    let sort = std::time::Instant::now();
+    let mut ids: Vec<usize> = (0..scores.len()).collect();
+    ids.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    println!("full sort: {:.0} us", sort.elapsed().as_secs_f64() * 1e6);
+}

@@ -170,14 +170,22 @@ fn steps_are_joined_by_the_separator() {
         seen.extend(steps.iter().map(|step| step.answer.to_owned()));
         Ok(steps.iter().map(|_| Judgement { score: Some(0.5), is_complete: false }).collect())
     };
-    let refusing = Letters { refuses: Some("word: a-"), ..Letters::default() };
-    search.run(&refusing, &mut judge, &Cancel::new()).expect("nothing is broken");
-    // The first child is continued first; the generator was asked for what follows `a-`, and refused.
-    assert_eq!(seen, ["a", "b", "c"].map(str::to_owned));
-    let node = &search.nodes()[1];
-    assert_eq!((node.text.as_str(), node.is_open), ("a", false));
+    let refusing = Letters { refuses: Some("-"), ..Letters::default() };
+    let mut refused = search.clone();
+    refused.run(&refusing, &mut judge, &Cancel::new()).expect("nothing is broken");
+    // The first child was continued first; the generator was asked for what follows it and the separator, and refused.
+    let node = &refused.nodes()[1];
+    assert!(!node.is_open && node.children.is_empty() && refused.nodes()[0].is_open);
     assert_eq!(node.error, Some(RequestError::PromptTooLong { tokens: 9, context: 9 }));
-    assert!(search.nodes()[0].is_open);
+
+    search.run(&Letters::default(), &mut judge, &Cancel::new()).expect("nothing is broken");
+    let letters = search.nodes()[0].children.len();
+    let of_second = seen.split_off(letters);
+    assert_eq!(seen, of_second[..letters]);
+    let first = &search.nodes()[1].text;
+    let deeper: Vec<String> = search.nodes()[1].children.iter().map(|&child| search.answer(child)).collect();
+    assert_eq!(of_second[letters..], deeper);
+    assert!(deeper.iter().all(|answer| answer.starts_with(&format!("{first}-")) && answer.len() == 3), "{deeper:?}");
 }
 
 #[test]
