@@ -162,7 +162,7 @@ fn scores_are_those_of_generation_and_bad_rows_are_named() {
         json!({"prompt": "add 3  ", "continuation": "x"}),
         json!({"prompt": "add 3", "continuation": "  x"}),
     ];
-    world.write("pairs.jsonl", &rows.map(|row| row.to_string()).join("\n"));
+    world.write("pairs.jsonl", &rows.each_ref().map(Value::to_string).join("\n"));
     let score = ["score", "--model", "model", "--input", "pairs.jsonl"];
     let report = world.json(&score, 0);
     let results = report["results"].as_array().unwrap();
