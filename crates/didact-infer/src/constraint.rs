@@ -55,6 +55,8 @@ impl Constraints {
             Constraint::JsonSchema(other) => {
                 return Err(refuse(format!("a schema is an object or a boolean, this is `{other}`")));
             }
+            // Between slashes, as it is written below, it would begin a comment.
+            Constraint::Regex(regex) if regex.is_empty() => TopLevelGrammar::from_lark("start: \"\"".into()),
             Constraint::Regex(regex) => {
                 // Compiled for its message: what it says names the place.
                 regex::Regex::new(regex).map_err(|error| refuse(error.to_string()))?;
