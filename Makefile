@@ -13,10 +13,10 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu lint interop bench bench-train bench-kernels asan miri
+.PHONY: help demo test test-model test-wgpu lint interop interop-weights interop-server bench bench-train bench-kernels asan miri
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 demo: ## teach SmolLM2-135M-Instruct to call tools, and show before and after
 	$(CARGO) build --release --locked --bin didact
@@ -54,9 +54,17 @@ lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-interop: ## what Didact writes, read by Python's transformers and peft (needs them: pip install torch transformers peft)
+interop: interop-weights interop-server ## what Didact writes and serves, read and spoken to by Python's libraries
+
+interop-weights: ## models and adapters, loaded by transformers and peft (needs them: pip install torch transformers peft)
 	$(CARGO) test --workspace --locked --no-run
 	python3 tests/interop/run.py target/debug/didact
+
+interop-server: ## the server, spoken to by the openai client (installed under target) and curl
+	$(CARGO) test --workspace --locked --no-run
+	python3 -m venv target/interop-venv
+	target/interop-venv/bin/pip install --quiet --disable-pip-version-check openai==3.57.0
+	target/interop-venv/bin/python tests/interop/openai_client.py target/debug/didact
 
 # Both need a nightly compiler: rustup toolchain install nightly --component miri,rust-src
 NIGHTLY ?= +nightly

@@ -1,4 +1,5 @@
-//! Generating text with a model in this process.
+//! Generating text: with a model in this process, by asking a server ([`remote`], a feature), or from a record
+//! ([`transcript`]).
 //!
 //! [`Engine`] is the model's mathematics over rows of tokens of many sequences at once, each with its [`KvCache`].
 //! [`LocalModel`] adds the tokenizer. [`Scheduler`] is continuous batching: requests join and leave between forward
@@ -17,9 +18,13 @@ mod engine;
 mod error;
 mod generator;
 mod model;
+mod reading;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod sampler;
 mod scheduler;
 mod stop;
+pub mod transcript;
 pub mod tree;
 mod weights;
 
@@ -29,6 +34,7 @@ pub use engine::{Engine, Span};
 pub use error::InferError;
 pub use generator::LocalGenerator;
 pub use model::LocalModel;
+pub use reading::Reading;
 pub use sampler::{Choice, End, Sampler, Samplers, check};
-pub use scheduler::{Event, Options, RequestId, Scheduler};
+pub use scheduler::{Event, Options, RequestId, Scheduler, Written};
 pub use weights::EngineWeights;

@@ -101,6 +101,17 @@ pub enum Event {
     },
 }
 
+/// An answer's tokens so far, with what [`Answer`] says of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Written<'a> {
+    /// As [`Answer::ids`].
+    pub ids: &'a [u32],
+    /// As [`Answer::log_probs`].
+    pub log_probs: &'a [f32],
+    /// As [`Answer::top_log_probs`].
+    pub top_log_probs: &'a [Vec<TokenLogProb>],
+}
+
 /// A request whose prompt is being read or whose answers are being written.
 #[derive(Debug)]
 struct Group {
@@ -242,6 +253,13 @@ impl Scheduler {
         let rest = end(&mut stream, &self.model).ok().flatten();
         events.extend(rest.map(|(text, tokens)| Event::Text { id, answer, text, tokens }));
         self.complete(id, answer, stream.into_answer(FinishReason::Cancelled), events);
+    }
+
+    /// The tokens of an answer that is being written; `None` before it is begun and once it is complete. Stop strings may
+    /// still take the last ones back: those that an [`Event::Text`] has shown stay.
+    pub fn written(&self, id: RequestId, answer: usize) -> Option<Written<'_>> {
+        let stream = self.streams.iter().find(|s| s.request == id && s.answer == answer)?;
+        Some(Written { ids: &stream.ids, log_probs: &stream.log_probs, top_log_probs: &stream.top_log_probs })
     }
 
     /// Whether another request would get a place now. Submitting more is fine; they wait.

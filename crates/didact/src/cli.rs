@@ -111,7 +111,8 @@ pub(crate) enum Command {
     #[command(
         after_help = "Examples:\n  didact generate --model smollm2-135m-instruct --prompt 'The capital of France is' --max-tokens 8\n  \
                       didact generate --model out/model --input prompts.jsonl --temperature 0.7 --n 4\n  \
-                      didact generate --model smollm2-135m-instruct --chat --prompt 'Name a fruit and its colour' --json-schema fruit.json"
+                      didact generate --model smollm2-135m-instruct --chat --prompt 'Name a fruit and its colour' --json-schema fruit.json\n  \
+                      didact generate --endpoint http://127.0.0.1:8080/v1 --model NAME --input prompts.jsonl --journal answers.jsonl"
     )]
     Generate(commands::generate::GenerateArgs),
     /// Log-probabilities of given continuations
@@ -121,6 +122,16 @@ pub(crate) enum Command {
                       token that begins texts, or else the one that ends them. (As the lm-evaluation-harness does it; but a pair\n\
                       that is longer than the context is an error.)")]
     Score(commands::score::ScoreArgs),
+    /// Talk to a model in the terminal
+    #[command(
+        after_help = "Example:\n  didact chat --model smollm2-135m-instruct --system 'Answer in one sentence.'\n\n\
+                      /help, once it runs, shows what there is beside talking."
+    )]
+    Chat(commands::chat::ChatArgs),
+    /// Serve a model over HTTP, with the API of OpenAI
+    #[command(after_help = "Examples:\n  didact serve --model smollm2-135m-instruct\n  \
+                      KEY=secret didact serve --model out/model --host 0.0.0.0 --api-key-env KEY")]
+    Serve(commands::serve::ServeArgs),
     /// See what was run and how it went
     #[command(subcommand, after_help = "Example:\n  didact runs show runs/quickstart-0123456789ab")]
     Runs(commands::runs::RunsCommand),

@@ -11,6 +11,7 @@ mod hub;
 mod memory;
 mod output;
 mod progress;
+mod serve;
 mod signals;
 
 use clap::{CommandFactory, FromArgMatches};

@@ -125,6 +125,15 @@ impl Output {
         }
     }
 
+    /// Prints text that goes on on the same line. Nothing with `--json`.
+    pub(crate) fn inline(&self, text: &str) {
+        if !self.is_json {
+            let mut stdout = std::io::stdout().lock();
+            // A closed pipe shows again when the next line is printed.
+            let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        }
+    }
+
     /// A line of progress.
     pub(crate) fn note(&self, text: &str) {
         if self.shows_progress() {
@@ -296,6 +305,8 @@ fn classify(error: &anyhow::Error) -> Option<&dyn Classify> {
             didact_data::reader::RowError,
             didact_data::store::StoreError,
             didact_infer::InferError,
+            didact_infer::remote::RemoteError,
+            didact_infer::transcript::TranscriptError,
             didact_train::TrainError,
             didact_core::run::RunError,
             didact_core::gguf::GgufError,

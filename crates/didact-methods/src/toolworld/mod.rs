@@ -16,7 +16,7 @@ mod values;
 mod vocabulary;
 
 pub use catalogue::{Docs, LevelMix, ParameterSpec, Pool, ToolSpec, World, WorldConfig, WorldError};
-pub use request::{Level, Sample, Style, Supplied};
+pub use request::{Level, Sample, Style, Supplied, listing};
 pub use values::{Phrase, derive};
 pub use vocabulary::{DAYS, Kind};
 

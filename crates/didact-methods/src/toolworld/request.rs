@@ -303,6 +303,12 @@ impl Style {
     }
 }
 
+/// How a prompt lists tools, by their signatures such as `book_hotel(city, price?)`, and asks for a call. What serves a
+/// trained model tells it about tools in the same words.
+pub fn listing(signatures: &[String]) -> String {
+    format!("Answer with one call of these tools, such as f(a=1, b=x), or none:\n{}", signatures.join("\n"))
+}
+
 impl Sample {
     /// The conversation: what is listed (system), the request (user), the right answer (assistant).
     pub fn messages(&self, style: Style) -> Vec<Message> {
@@ -310,10 +316,7 @@ impl Sample {
         if let Some(listed) = &self.listed {
             let signatures: Vec<String> = listed.iter().map(|s| style.spell(s)).collect();
             let text = match style {
-                Style::Text => format!(
-                    "Answer with one call of these tools, such as f(a=1, b=x), or none:\n{}",
-                    signatures.join("\n")
-                ),
+                Style::Text => listing(&signatures),
                 Style::Words => signatures.join(" ; "),
             };
             messages.push(Message::new(Role::System, text));

@@ -1,6 +1,7 @@
 //! `didact generate`: prompts in, text out.
 
 use super::local::ModelFiles;
+use super::remote::RemoteArgs;
 use super::sampling::{SamplingArgs, bad_row, rows, with_row};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
@@ -15,6 +16,7 @@ use didact_core::message::{Message, Role, Tool};
 use didact_data::schema::{FieldNames, Misfit, Schema, convert};
 use didact_data::template::RenderOptions;
 use didact_data::tokenizer::Tokenizer;
+use didact_infer::remote::Bill;
 use didact_infer::{Beam, BeamSearch, LocalGenerator, LocalModel, Options, beam_search};
 use serde::Serialize;
 use serde_json::Value;
@@ -28,6 +30,9 @@ pub(crate) struct GenerateArgs {
     /// A model directory, a .gguf file, or a name that `model pull` knows
     #[arg(long, value_name = "PATH")]
     model: String,
+    /// A LoRA adapter's directory, folded in while loading
+    #[arg(long, value_name = "DIR", conflicts_with = "endpoint")]
+    adapter: Option<PathBuf>,
     /// Text to continue
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -47,7 +52,7 @@ pub(crate) struct GenerateArgs {
     #[arg(
         long, value_name = "N", help_heading = BEAMS,
         conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-            "frequency_penalty", "logit_bias", "stop", "min_tokens", "ignore_eos", "constraint", "top_logprobs"]
+            "frequency_penalty", "logit_bias", "stop", "min_tokens", "ignore_eos", "constraint", "top_logprobs", "endpoint"]
     )]
     beams: Option<usize>,
     /// Favour longer answers: scores are divided by length to the power of this
@@ -62,6 +67,8 @@ pub(crate) struct GenerateArgs {
     /// Report as many likeliest alternatives of each token, too
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_logprobs: usize,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 const BEAMS: &str = "Beam search";
@@ -74,6 +81,9 @@ struct Report {
     new_tokens: usize,
     /// New tokens per second, prompts read included in the time.
     tokens_per_s: f64,
+    /// What a server was asked for and what came from the journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bill: Option<Bill>,
 }
 
 #[derive(Serialize)]
@@ -115,45 +125,63 @@ struct Answers {
 
 /// A prompt and how to continue it.
 struct Row {
-    prompt: String,
+    prompt: Prompt,
+    /// The prompt for people.
+    shown: String,
     sampling: Sampling,
 }
 
 pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyhow::Result<Status> {
-    let files = ModelFiles::open(&args.model, output)?;
-    let base = Sampling {
-        top_log_probs: args.top_logprobs,
-        ..args.sampling.sampling(files.tokenizer(), args.n, global.seed.unwrap_or_default())?
-    };
+    let seed = global.seed.unwrap_or_default();
+    let with_log_probs = args.logprobs || args.top_logprobs > 0;
     let see_help = |error: RequestError| usage(error.to_string(), "see `didact generate --help`");
+    if let Some(generator) = args.remote.generator(&args.model, with_log_probs, seed)? {
+        let base = Sampling { top_log_probs: args.top_logprobs, ..args.sampling.sampling(None, args.n, seed)? };
+        didact_infer::check(&base).map_err(see_help)?;
+        let rows = prompts(args, None, &base)?;
+        let (cancel, started) = (Cancel::new(), Instant::now());
+        signals::watch(&cancel)?;
+        let mut printer = Printer::new(args, &rows, None, output);
+        generate(&generator, &mut printer, &cancel)?;
+        return conclude(printer, started, Some(generator.bill()), &cancel);
+    }
+    let files = ModelFiles::open(&args.model, output)?;
+    let base =
+        Sampling { top_log_probs: args.top_logprobs, ..args.sampling.sampling(Some(files.tokenizer()), args.n, seed)? };
     if args.beams.is_none() {
         didact_infer::check(&base).map_err(see_help)?;
     }
-    let rows = prompts(args, files.tokenizer(), &base)?;
-    let model = files.load(global)?;
+    let rows = prompts(args, Some(files.tokenizer()), &base)?;
+    let model = files.load_with(args.adapter.as_deref(), global)?;
     let cancel = Cancel::new();
     signals::watch(&cancel)?;
     let started = Instant::now();
-    let (is_lines, with_log_probs) = (args.input.is_some(), args.logprobs || args.top_logprobs > 0);
-    let mut printer =
-        Printer { output, model: &model, is_lines, with_log_probs, rows: &rows, next: 0, answers: Vec::new() };
-    printer.answers.resize_with(rows.len(), || None);
+    let mut printer = Printer::new(args, &rows, Some(&model), output);
     if let Some(beams) = args.beams {
-        search(args, beams, &mut printer, &cancel)?;
+        search(args, beams, &model, &mut printer, &cancel)?;
     } else {
         // What is wrong with the command line is said once.
         model.samplers().prepare(&base).map_err(see_help)?;
-        let requests = rows
-            .iter()
-            .map(|row| Request { prompt: Prompt::Text(row.prompt.clone()), sampling: row.sampling.clone() })
-            .collect::<Vec<_>>();
         let generator = LocalGenerator::with_model(model.clone(), Options::default())?;
-        let mut sink = |index: usize, answer: Result<Completion, RequestError>| {
-            printer.add(index, answer.map(|completion| Answers { completion, scores: Vec::new() }));
-        };
-        generator.generate(&requests, &mut sink, &cancel)?;
+        generate(&generator, &mut printer, &cancel)?;
     }
-    let report = printer.finish(started.elapsed().as_secs_f64());
+    conclude(printer, started, None, &cancel)
+}
+
+/// Asks for everything and prints it as it comes.
+fn generate(generator: &impl Generator, printer: &mut Printer<'_>, cancel: &Cancel) -> anyhow::Result<()> {
+    let request = |row: &Row| Request { prompt: row.prompt.clone(), sampling: row.sampling.clone() };
+    let requests: Vec<Request> = printer.rows.iter().map(request).collect();
+    let mut sink = |index: usize, answer: Result<Completion, RequestError>| {
+        printer.add(index, answer.map(|completion| Answers { completion, scores: Vec::new() }));
+    };
+    Ok(generator.generate(&requests, &mut sink, cancel)?)
+}
+
+/// Prints what is left, and says how it went.
+fn conclude(printer: Printer<'_>, started: Instant, bill: Option<Bill>, cancel: &Cancel) -> anyhow::Result<Status> {
+    let (output, rows) = (printer.output, printer.rows);
+    let report = printer.finish(started.elapsed().as_secs_f64(), bill);
     let reasons: Vec<&String> = report.completions.iter().filter_map(|row| row.error.as_ref()).collect();
     if let (Some(reason), true) = (reasons.first(), reasons.len() == rows.len()) {
         return Err(usage(format!("no prompt could be answered: {reason}"), "give shorter prompts, or see --help"));
@@ -165,6 +193,13 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
         output.result(&report, String::new)?;
     } else {
         output.note(&format!("{} new tokens, {:.1} per second", report.new_tokens, report.tokens_per_s));
+        if let Some(Bill { paid, kept, retries, .. }) = report.bill {
+            let cost = paid.cost.map_or_else(String::new, |cost| format!(", costing {cost:.4}"));
+            output.note(&format!(
+                "{} responses asked for ({} + {} tokens{cost}), {} from the journal, {retries} attempts repeated",
+                paid.responses, paid.prompt_tokens, paid.completion_tokens, kept.responses
+            ));
+        }
     }
     Ok(if cancel.is_cancelled() {
         output.note("stopped; the answers so far are printed");
@@ -177,25 +212,29 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
 }
 
 /// Beam search, prompt by prompt.
-fn search(args: &GenerateArgs, beams: usize, printer: &mut Printer<'_>, cancel: &Cancel) -> anyhow::Result<()> {
-    let model = printer.model;
+fn search(
+    args: &GenerateArgs,
+    beams: usize,
+    model: &LocalModel,
+    printer: &mut Printer<'_>,
+    cancel: &Cancel,
+) -> anyhow::Result<()> {
     let search = BeamSearch {
         beams,
         n: args.n,
         max_tokens: args.sampling.max_tokens(),
         length_penalty: args.length_penalty,
-        stop_token_ids: args.sampling.stop_token_ids(model.tokenizer())?,
+        stop_token_ids: args.sampling.stop_token_ids(Some(model.tokenizer()))?,
         ..BeamSearch::default()
     };
     for (index, row) in printer.rows.iter().enumerate() {
         if cancel.is_cancelled() {
             break;
         }
-        let prompt = Prompt::Text(row.prompt.clone());
-        let found = match beam_search(model, &prompt, &search, cancel)? {
+        let found = match beam_search(model, &row.prompt, &search, cancel)? {
             Ok(beams) => {
                 let (answers, scores) = beams.into_iter().map(|Beam { answer, score }| (answer, score)).unzip();
-                let prompt_tokens = model.encode(&prompt).map_or(0, |ids| ids.len());
+                let prompt_tokens = model.encode(&row.prompt).map_or(0, |ids| ids.len());
                 Ok(Answers { completion: Completion { answers, prompt_tokens }, scores })
             }
             Err(error) => Err(error),
@@ -205,21 +244,31 @@ fn search(args: &GenerateArgs, beams: usize, printer: &mut Printer<'_>, cancel: 
     Ok(())
 }
 
-/// The texts to continue, templates rendered, each with its settings.
-fn prompts(args: &GenerateArgs, tokenizer: &Tokenizer, base: &Sampling) -> anyhow::Result<Vec<Row>> {
-    let render = |messages: &[Message], tools: &[Tool]| -> anyhow::Result<String> {
+/// What to continue, each with its settings. Chats are rendered by the model's template; a server renders them itself.
+fn prompts(args: &GenerateArgs, tokenizer: Option<&Tokenizer>, base: &Sampling) -> anyhow::Result<Vec<Row>> {
+    let chat = |messages: Vec<Message>, tools: Vec<Tool>| -> anyhow::Result<(Prompt, String)> {
+        let Some(tokenizer) = tokenizer else {
+            let shown = messages.last().map_or_else(String::new, |message| message.content.clone());
+            return Ok((Prompt::Messages { messages, tools }, shown));
+        };
         match tokenizer.template() {
             Some(template) => {
-                Ok(template.render(messages, tools, &RenderOptions::default().with_generation_prompt())?)
+                let text = template.render(&messages, &tools, &RenderOptions::default().with_generation_prompt())?;
+                Ok((Prompt::Text(text.clone()), text))
             }
             None => Err(usage(format!("`{}` has no chat template", args.model), "give plain prompts, without --chat")),
         }
     };
-    let user = |text: String| -> anyhow::Result<String> {
-        if args.chat { render(&[Message::new(Role::User, text)], &[]) } else { Ok(text) }
+    let user = |text: String| -> anyhow::Result<(Prompt, String)> {
+        if args.chat {
+            chat(vec![Message::new(Role::User, text)], Vec::new())
+        } else {
+            Ok((Prompt::Text(text.clone()), text))
+        }
     };
     if let Some(prompt) = &args.prompt {
-        return Ok(vec![Row { prompt: user(prompt.clone())?, sampling: base.clone() }]);
+        let (prompt, shown) = user(prompt.clone())?;
+        return Ok(vec![Row { prompt, shown, sampling: base.clone() }]);
     }
     let Some(path) = &args.input else { return Ok(Vec::new()) };
     let hint =
@@ -234,11 +283,11 @@ fn prompts(args: &GenerateArgs, tokenizer: &Tokenizer, base: &Sampling) -> anyho
         if args.beams.is_some() && row.contains_key("sampling") {
             return Err(at("`sampling` has no effect on --beams".to_owned()));
         }
-        let prompt = match (row.get("prompt"), row.contains_key("messages")) {
+        let (prompt, shown) = match (row.get("prompt"), row.contains_key("messages")) {
             (Some(Value::String(prompt)), false) => user(prompt.clone())?,
             (Some(_), false) => return Err(at("`prompt` is not a string".to_owned())),
             (None, true) => match convert(Schema::Messages, &row, &FieldNames::default()) {
-                Ok(Example::Chat { messages, tools }) => render(&messages, &tools)?,
+                Ok(Example::Chat { messages, tools }) => chat(messages, tools)?,
                 Ok(_) => return Err(at("it is no conversation".to_owned())),
                 Err(Misfit { key: Some(key), cause }) => return Err(at(format!("`{key}`: {cause}"))),
                 Err(Misfit { key: None, cause }) => return Err(at(cause.to_string())),
@@ -246,7 +295,7 @@ fn prompts(args: &GenerateArgs, tokenizer: &Tokenizer, base: &Sampling) -> anyho
             (Some(_), true) => return Err(at("it has both `prompt` and `messages`".to_owned())),
             (None, false) => return Err(at("it has neither `prompt` nor `messages`".to_owned())),
         };
-        prompts.push(Row { prompt, sampling });
+        prompts.push(Row { prompt, shown, sampling });
     }
     Ok(prompts)
 }
@@ -254,7 +303,8 @@ fn prompts(args: &GenerateArgs, tokenizer: &Tokenizer, base: &Sampling) -> anyho
 /// Prints answers in the order of the prompts, each as soon as those before it are there.
 struct Printer<'a> {
     output: &'a Output,
-    model: &'a LocalModel,
+    /// `None` for a server's.
+    model: Option<&'a LocalModel>,
     /// JSON lines, rather than bare text.
     is_lines: bool,
     with_log_probs: bool,
@@ -263,7 +313,13 @@ struct Printer<'a> {
     answers: Vec<Option<Result<Answers, RequestError>>>,
 }
 
-impl Printer<'_> {
+impl<'a> Printer<'a> {
+    fn new(args: &GenerateArgs, rows: &'a [Row], model: Option<&'a LocalModel>, output: &'a Output) -> Self {
+        let with_log_probs = args.logprobs || args.top_logprobs > 0;
+        let answers = rows.iter().map(|_| None).collect();
+        Self { output, model, is_lines: args.input.is_some(), with_log_probs, rows, next: 0, answers }
+    }
+
     fn add(&mut self, index: usize, answer: Result<Answers, RequestError>) {
         self.answers[index] = Some(answer);
         while let Some(Some(_)) = self.answers.get(self.next) {
@@ -285,7 +341,7 @@ impl Printer<'_> {
     fn rows(&self, index: usize) -> Vec<CompletionRow> {
         let empty = || CompletionRow {
             index,
-            prompt: self.rows[index].prompt.clone(),
+            prompt: self.rows[index].shown.clone(),
             text: None,
             tokens: 0,
             ids: Vec::new(),
@@ -304,10 +360,12 @@ impl Printer<'_> {
                 .enumerate()
                 .map(|(number, answer)| CompletionRow {
                     text: Some(answer.text.clone()),
-                    tokens: answer.ids.len(),
+                    // A server names no ids.
+                    tokens: answer.ids.len().max(answer.log_probs.len()),
                     ids: answer.ids.clone(),
                     finish_reason: Some(answer.finish_reason),
-                    sum_logprob: Some(answer.log_probs.iter().map(|&p| f64::from(p)).sum()),
+                    sum_logprob: (self.model.is_some() || !answer.log_probs.is_empty())
+                        .then(|| answer.log_probs.iter().map(|&p| f64::from(p)).sum()),
                     score: scores.get(number).copied(),
                     logprobs: self.with_log_probs.then(|| self.tokens(answer)),
                     ..empty()
@@ -318,9 +376,8 @@ impl Printer<'_> {
 
     fn tokens(&self, answer: &Answer) -> Vec<TokenRow> {
         let row = |id: u32, logprob: f32, top: Vec<TokenRow>| {
-            let tokenizer = self.model.tokenizer();
             // What the token stands for in text; a part of a character shows as U+FFFD.
-            let token = tokenizer.decode(&[id], false).unwrap_or_default();
+            let token = self.model.and_then(|model| model.tokenizer().decode(&[id], false).ok()).unwrap_or_default();
             TokenRow { id, token, logprob, top }
         };
         let alternatives = |number: usize| -> Vec<TokenRow> {
@@ -332,12 +389,13 @@ impl Printer<'_> {
     }
 
     /// What is left to print (after a stop some prompts have no answer), and the whole.
-    fn finish(self, seconds: f64) -> Report {
+    fn finish(self, seconds: f64, bill: Option<Bill>) -> Report {
         for index in self.next..self.rows.len() {
             self.print(index);
         }
         let completions: Vec<_> = (0..self.rows.len()).flat_map(|index| self.rows(index)).collect();
-        let new_tokens = completions.iter().map(|row| row.tokens).sum::<usize>();
+        let counted = bill.map(|bill| bill.paid.completion_tokens + bill.kept.completion_tokens);
+        let new_tokens = counted.map_or_else(|| completions.iter().map(|row| row.tokens).sum(), |n| n as usize);
         let answered = self.answers.iter().flatten();
         Report {
             failed: completions.iter().filter(|row| row.error.is_some()).count(),
@@ -345,6 +403,7 @@ impl Printer<'_> {
             new_tokens,
             tokens_per_s: if seconds > 0.0 { new_tokens as f64 / seconds } else { 0.0 },
             completions,
+            bill,
         }
     }
 }

@@ -4,11 +4,25 @@ use super::model::locate;
 use crate::cli::{Global, PrecisionOption};
 use crate::output::Output;
 use burn::tensor::Device;
+use clap::Args;
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalModel};
 use didact_kernels::Precision;
+use didact_model::peft::Adapter;
 use didact_model::{Checkpoint, Decoder};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Which model, for commands that talk to one.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A model directory, a .gguf file, or a name that `model pull` knows
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: String,
+    /// A LoRA adapter's directory, folded in while loading
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+}
 
 /// A model's files, opened and checked; its weights are not read yet.
 pub(crate) struct ModelFiles {
@@ -32,7 +46,15 @@ impl ModelFiles {
 
     /// Reads the weights and packs them, as bf16 if `--precision` says so, else as f32.
     pub(crate) fn load(&self, global: &Global) -> anyhow::Result<Arc<LocalModel>> {
-        let decoder = Decoder::load(&self.checkpoint, &Device::flex())?;
+        self.load_with(None, global)
+    }
+
+    /// As [`load`](Self::load), with a LoRA adapter folded in.
+    pub(crate) fn load_with(&self, adapter: Option<&Path>, global: &Global) -> anyhow::Result<Arc<LocalModel>> {
+        let mut decoder = Decoder::load(&self.checkpoint, &Device::flex())?;
+        if let Some(directory) = adapter {
+            Adapter::read(directory, self.checkpoint.config())?.attach(&mut decoder)?;
+        }
         let weights = EngineWeights::from_decoder(&decoder);
         drop(decoder);
         Ok(Arc::new(LocalModel::new(weights, Arc::clone(&self.tokenizer), precision(global))?))

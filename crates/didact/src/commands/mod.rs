@@ -1,16 +1,19 @@
 //! One module per command.
 
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod local;
 pub(crate) mod model;
 pub(crate) mod recipes;
+pub(crate) mod remote;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod sampling;
 pub(crate) mod score;
+pub(crate) mod serve;
 pub(crate) mod tokenizer;
 mod verify;
 
@@ -48,6 +51,8 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
         Command::Tokenizer(command) => tokenizer::run(command, output),
         Command::Generate(args) => generate::run(&args, &global, output),
         Command::Score(args) => score::run(&args, &global, output),
+        Command::Chat(args) => chat::run(&args, &global, output),
+        Command::Serve(args) => serve::run(&args, &global, output),
         Command::Runs(command) => runs::run(command, output),
         Command::Bench(command) => bench::run(&command, &global, threads, output),
         Command::Doctor => doctor::run(threads, output),

@@ -69,8 +69,8 @@ const ENDS: &str = "Ending answers";
 const SHAPE: &str = "What an answer must be";
 
 impl SamplingArgs {
-    /// The settings of a request for `n` answers. Ranges are not checked.
-    pub(crate) fn sampling(&self, tokenizer: &Tokenizer, n: usize, seed: u64) -> anyhow::Result<Sampling> {
+    /// The settings of a request for `n` answers. Ranges are not checked. Without a tokenizer, a server's, tokens go by id.
+    pub(crate) fn sampling(&self, tokenizer: Option<&Tokenizer>, n: usize, seed: u64) -> anyhow::Result<Sampling> {
         let bias = |text: &String| {
             let parsed = text.rsplit_once('=').and_then(|(token, bias)| Some((token, bias.parse::<f32>().ok()?)));
             let Some((token, bias)) = parsed else {
@@ -103,7 +103,7 @@ impl SamplingArgs {
     }
 
     /// Tokens that `--stop-token` names.
-    pub(crate) fn stop_token_ids(&self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    pub(crate) fn stop_token_ids(&self, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<u32>> {
         self.stop_token.iter().map(|token| token_id(tokenizer, "--stop-token", token)).collect()
     }
 
@@ -130,7 +130,11 @@ impl SamplingArgs {
 }
 
 /// A token by its spelling, by the text it stands for, or by its id.
-fn token_id(tokenizer: &Tokenizer, option: &str, token: &str) -> anyhow::Result<u32> {
+fn token_id(tokenizer: Option<&Tokenizer>, option: &str, token: &str) -> anyhow::Result<u32> {
+    let Some(tokenizer) = tokenizer else {
+        let message = format!("{option} {token}: the tokens of a server's model are not known here");
+        return token.parse().map_err(|_| usage(message, "give the token's id"));
+    };
     if let Some(id) = tokenizer.token_id(token) {
         return Ok(id);
     }
