@@ -17,6 +17,14 @@ fn talk(world: &World, options: &[&str], lines: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// Gives the model a longer context.
+fn lengthen(world: &World, context: usize) {
+    let path = world.path("model").join("config.json");
+    let mut config: Value = serde_json::from_slice(&files::read(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = context.into();
+    files::write_atomic(&path, config.to_string().as_bytes()).unwrap();
+}
+
 fn saved(world: &World, name: &str) -> Vec<(String, String)> {
     let row: Value = serde_json::from_slice(&files::read(world.path(name)).unwrap()).unwrap();
     let text = |message: &Value, key: &str| message[key].as_str().unwrap().to_owned();
@@ -26,6 +34,7 @@ fn saved(world: &World, name: &str) -> Vec<(String, String)> {
 #[test]
 fn a_conversation_goes_on_is_saved_and_is_forgotten() {
     let world = World::new();
+    lengthen(&world, 256);
     let lines =
         "hi\n/save one.jsonl\n\ntwo\\\nlines\n/save two.jsonl\n/reset\nhi\n/save three.jsonl\n/exit\nnever said\n";
     let output = talk(&world, &["--system", "be brief", "-q"], lines);
@@ -64,7 +73,7 @@ fn what_cannot_be_done_is_said_and_the_conversation_goes_on() {
 #[test]
 fn chat_needs_a_template_and_refuses_json() {
     let world = World::new();
-    let stderr = world.refused(&["chat", "--model", "model", "--temperature", "-1"], 2);
+    let stderr = world.refused(&["chat", "--model", "model", "--temperature=-1"], 2);
     assert!(stderr.contains("temperature"), "{stderr}");
     assert_eq!(world.output(&["chat", "--model", "model", "--json"]).status.code(), Some(2));
     files::remove_file(world.path("model").join("chat_template.jinja")).unwrap();
@@ -75,10 +84,7 @@ fn chat_needs_a_template_and_refuses_json() {
 #[test]
 fn ctrl_c_ends_an_answer_and_not_the_program() {
     let world = World::new();
-    let path = world.path("model").join("config.json");
-    let mut config: Value = serde_json::from_slice(&files::read(&path).unwrap()).unwrap();
-    config["max_position_embeddings"] = 100_000.into();
-    files::write_atomic(&path, config.to_string().as_bytes()).unwrap();
+    lengthen(&world, 100_000);
     // Tokens that end a turn are made impossible by leaving none: the answer goes on as long as the context.
     for name in ["config.json", "tokenizer_config.json", "generation_config.json"] {
         let path = world.path("model").join(name);
