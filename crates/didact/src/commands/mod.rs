@@ -61,9 +61,10 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
 
 fn log_to_stderr(global: &Global) {
     let level = match (global.quiet, global.verbose) {
-        // The hub's client logs what is then told as an error with its cause.
-        (true, _) => "error,hf_hub=off",
-        (false, 0) => "warn,hf_hub=off",
+        // The hub's client logs what is then told as an error with its cause; wgpu's drivers log every graphics API that
+        // this machine does not have.
+        (true, _) => "error,hf_hub=off,wgpu_hal=off",
+        (false, 0) => "warn,hf_hub=off,wgpu_hal=off",
         (false, 1) => "didact=info,warn",
         (false, _) => "debug",
     };
