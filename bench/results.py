@@ -31,7 +31,7 @@ def save(everything):
 
 def replace_section(name, text):
     """Puts a section into the page, in the place of an older one."""
-    begin, end = f"<!-- {name}: made by bench/{name}.py -->\n", f"<!-- end of {name} -->\n"
+    begin, end = f"<!-- begin {name}, which a program in bench/ writes -->\n", f"<!-- end of {name} -->\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else TITLE
     if begin in page:
         before, rest = page.split(begin, 1)
