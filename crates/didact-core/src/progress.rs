@@ -28,6 +28,9 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Speed, averaged over recent steps.
     pub tokens_per_s: f64,
+    /// The matrix work done in that time as a share of what this machine does at most; `None` as long as that was not
+    /// measured.
+    pub share_of_peak: Option<f64>,
     /// Seconds left, estimated.
     pub eta_s: f64,
     /// Anything else worth a word, such as an evaluation.

@@ -64,6 +64,26 @@ impl OutputWeight {
         }
     }
 
+    /// The projection from its two forms, packed by the caller.
+    ///
+    /// # Shapes
+    /// - `forward`: `E × V`; `backward`: `V × E`
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn from_packed(forward: PackedB, backward: Option<PackedB>) -> Self {
+        assert!(
+            backward.as_ref().is_none_or(|b| [b.k(), b.n()] == [forward.n(), forward.k()]),
+            "cross-entropy: the two forms of the output projection have different shapes"
+        );
+        Self { forward, backward }
+    }
+
+    /// The two forms, to use their memory again.
+    pub fn into_packed(self) -> (PackedB, Option<PackedB>) {
+        (self.forward, self.backward)
+    }
+
     /// V.
     pub fn vocabulary(&self) -> usize {
         self.forward.n()

@@ -59,8 +59,8 @@ impl Meter {
     /// # Errors
     /// [`MethodError::Memory`] when it is more than there is.
     pub fn check_training(&self, config: &ModelConfig, shape: &TrainingShape) -> Result<(), MethodError> {
-        let advice = "raise `train.gradient_accumulation_steps`, lower `train.max_seq_len`, or train an adapter \
-                      (`train.lora`)";
+        let advice = "raise `train.gradient_accumulation_steps`, lower `train.max_seq_len`, set \
+                      `train.activation_checkpointing = true`, or train an adapter (`train.lora`)";
         self.check("training", to_train(config, shape).total(), advice)
     }
 
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_refused_unless_forced() {
-        let shape = TrainingShape { rows: 2, len: 32, accumulation: 1, trained: Trained::Full };
+        let shape = TrainingShape::new(2, 32, Trained::Full);
         let needed = to_train(&config(), &shape).total();
         assert!(Meter::new(Some(needed), false).check_training(&config(), &shape).is_ok());
         assert!(Meter::new(None, false).check_training(&config(), &shape).is_ok());

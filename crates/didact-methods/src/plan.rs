@@ -144,7 +144,7 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
     let set = prepare::training_set(scratch.path(), common.train, streams.child(train::NAME, &[]))?;
     let config = pipeline.model.config();
     let longest = common.train.max_seq_len + common.generate.max_tokens;
-    pipeline.meter.check_training(config, &train::shape(common.train, &set))?;
+    pipeline.meter.check_training(config, &train::shape(common.train, &set, pipeline.model.precision()))?;
     pipeline.meter.check_running(config, crate::stages::evaluate::STREAMS, longest)?;
     let Readings { predicted_memory_bytes, .. } = pipeline.meter.readings();
 
@@ -182,6 +182,7 @@ fn calibrate(
     if let Some(lora) = &common.train.lora {
         decoder.add_lora(&lora.to_model(), &streams)?;
     }
+    decoder.set_activation_checkpointing(common.train.activation_checkpointing);
     // One micro-batch stands for all of its step.
     let parts = common.train.gradient_accumulation_steps;
     let mut part = common.train.clone();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use didact_core::seed::Streams;
 use didact_kernels::Precision;
+use didact_kernels::sdpa::Segment;
 
 use crate::config::{Architecture, ModelConfig};
 use crate::error::ModelError;
@@ -22,6 +23,7 @@ use crate::ops::{
     AttentionPlan, Dropout, LoraBranch, Projection, WeightLayout, activate, attention, gated, gather_rows, head_norm,
     layer_norm, linear, project, rms_norm,
 };
+use crate::ops::{block as fused, storage::on_flex};
 use crate::parameters::{ParameterId, ParameterSet};
 use crate::rotary::RotaryTable;
 use crate::shapes::expected_parameters;
@@ -163,6 +165,7 @@ pub struct Decoder {
     lora: Option<LoraState>,
     layers: Layers,
     precision: Precision,
+    is_recomputing: bool,
 }
 
 #[derive(Debug)]
@@ -313,7 +316,7 @@ impl Decoder {
     fn assemble(config: ModelConfig, parameters: ParameterSet) -> Self {
         let layers = Layers::new(&config, &parameters);
         let base_len = parameters.len();
-        Self { config, parameters, base_len, lora: None, layers, precision: Precision::F32 }
+        Self { config, parameters, base_len, lora: None, layers, precision: Precision::F32, is_recomputing: false }
     }
 
     /// The configuration.
@@ -344,6 +347,12 @@ impl Decoder {
     /// Sets the arithmetic of the matrix products; `F32` at first.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
+    }
+
+    /// Whether training keeps only the inputs of blocks and does their forward pass again before the backward pass: the
+    /// same gradients, for less memory and more time. Not at first. Without effect on devices other than this processor.
+    pub fn set_activation_checkpointing(&mut self, is_on: bool) {
+        self.is_recomputing = is_on;
     }
 
     /// Adds a fresh adapter, which changes no output yet, and freezes everything else.
@@ -453,7 +462,7 @@ impl Decoder {
         let config = &self.config;
         let (ids, positions) = (order.pick(input.ids), order.pick(input.positions));
         let plan = Arc::new(AttentionPlan {
-            sequences: order.sequences.clone(),
+            segments: order.sequences.iter().cloned().map(Segment::whole).collect(),
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
@@ -506,6 +515,9 @@ impl Pass<'_> {
     }
 
     fn block(&self, block: &Block, x: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
+        if on_flex(&x) {
+            return self.fused_block(block, x, plan);
+        }
         let config = &self.decoder.config;
         let mut qkv = self.linears(&block.qkv, self.norm(&block.attention_norm, x.clone()));
         if let Some((query, key)) = block.head_gains {
@@ -522,6 +534,28 @@ impl Pass<'_> {
         x + self.linears(std::slice::from_ref(&block.feed_out), inner)
     }
 
+    fn fused_block(&self, block: &Block, x: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
+        let norm = |norm: &Norm| fused::Norm { gain: self.vector(norm.gain), bias: norm.bias.map(|b| self.vector(b)) };
+        let layers = |linears: &[Linear]| linears.iter().map(|linear| self.projection(linear)).collect();
+        let tensors = fused::Block {
+            attention_norm: norm(&block.attention_norm),
+            qkv: layers(&block.qkv),
+            head_gains: block.head_gains.map(|(query, key)| [self.vector(query), self.vector(key)]),
+            attention_out: self.projection(&block.attention_out),
+            feed_norm: norm(&block.feed_norm),
+            feed_in: layers(&block.feed_in),
+            feed_out: self.projection(&block.feed_out),
+        };
+        let settings = fused::Settings {
+            attention: Arc::clone(plan),
+            eps: self.decoder.config.norm_eps,
+            activation: self.decoder.config.hidden_act,
+            precision: self.decoder.precision,
+            recompute: self.decoder.is_recomputing,
+        };
+        fused::block(x, tensors, &settings)
+    }
+
     fn norm(&self, norm: &Norm, x: Tensor<2>) -> Tensor<2> {
         let (gain, eps) = (self.vector(norm.gain), self.decoder.config.norm_eps);
         match norm.bias {
@@ -531,16 +565,17 @@ impl Pass<'_> {
     }
 
     fn linears(&self, linears: &[Linear], x: Tensor<2>) -> Tensor<2> {
-        let projections = linears
-            .iter()
-            .map(|linear| Projection {
-                weight: self.matrix(linear.weight),
-                layout: linear.layout,
-                bias: linear.bias.map(|b| self.vector(b)),
-                lora: linear.lora.map(|ids| self.branch(linear, ids)),
-            })
-            .collect();
+        let projections = linears.iter().map(|linear| self.projection(linear)).collect();
         project(x, projections, self.decoder.precision)
+    }
+
+    fn projection(&self, linear: &Linear) -> Projection {
+        Projection {
+            weight: self.matrix(linear.weight),
+            layout: linear.layout,
+            bias: linear.bias.map(|b| self.vector(b)),
+            lora: linear.lora.map(|ids| self.branch(linear, ids)),
+        }
     }
 
     fn branch(&self, linear: &Linear, (a, b): (ParameterId, ParameterId)) -> LoraBranch {

@@ -56,7 +56,8 @@ pub fn next_token(
     }
     let places = order.places();
     let at_places: Vec<u32> = at.iter().map(|&i| places[i as usize]).collect();
-    let hidden = gather_rows(hidden, &at_places);
+    let is_all = at_places.len() == hidden.dims()[0] && at_places.iter().enumerate().all(|(i, &p)| i == p as usize);
+    let hidden = if is_all { hidden } else { gather_rows(hidden, &at_places) };
     let head = decoder.head(*mode != ForwardMode::Eval);
     let (loss_sum, per_token) = linear_cross_entropy(hidden, head, &targets, &weights, decoder.precision());
     let per_token = per_token.into_data().try_into_vec::<f32>().expect("losses of f32 logits are f32");

@@ -1,11 +1,13 @@
 //! How much memory running and training a model will take, predicted from its configuration alone.
 //!
-//! The prediction follows what the operators really keep for the backward pass. `examples/peak_memory.rs` compares it
-//! with the measured peak.
+//! The prediction follows what the operators really keep for the backward pass; `didact bench train` shows it beside the
+//! measured peak.
 
+use didact_kernels::{Precision, cross_entropy};
 use serde::Serialize;
 
 use crate::config::ModelConfig;
+use crate::gradients::GradientDtype;
 use crate::lora::{TargetModules, target_layers};
 use crate::shapes::parameter_count;
 
@@ -13,8 +15,12 @@ use crate::shapes::parameter_count;
 const FLOAT: u64 = 4;
 /// Program, allocator and thread stacks, measured with a model of no size to speak of.
 const PROGRAM: u64 = 48 << 20;
-/// Logits and their gradient exist in chunks of this many bytes at most (see `ops::cross_entropy`).
+/// Logits while generating.
 const LOGIT_CHUNK: u64 = 32 << 20;
+/// Gradients of logits that wait for the gradient of the output projection at most.
+const WAITING_LOGITS: u64 = cross_entropy::KEPT as u64 * FLOAT;
+/// Numbers of the feed-forward that are worked on at a time.
+const PIECE: u64 = crate::ops::block::PIECE as u64;
 
 /// A prediction, itemised. All numbers are bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,17 +64,35 @@ pub enum Trained {
     },
 }
 
-/// The shape of one forward and backward pass.
+/// The shape of one forward and backward pass, and what decides how much of it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainingShape {
     /// Rows per micro-batch, B.
     pub rows: usize,
     /// Tokens per row, T.
     pub len: usize,
-    /// Micro-batches per optimiser step; from two on, gradients are summed in buffers of their own.
-    pub accumulation: usize,
     /// What is trained.
     pub trained: Trained,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
+    /// Whether only the inputs of blocks are kept.
+    pub activation_checkpointing: bool,
+    /// The number type of gradients.
+    pub gradient_dtype: GradientDtype,
+}
+
+impl TrainingShape {
+    /// Training in `f32`, with nothing done to save memory.
+    pub fn new(rows: usize, len: usize, trained: Trained) -> Self {
+        Self {
+            rows,
+            len,
+            trained,
+            precision: Precision::F32,
+            activation_checkpointing: false,
+            gradient_dtype: GradientDtype::F32,
+        }
+    }
 }
 
 /// Memory to train.
@@ -87,37 +111,55 @@ pub fn to_train(config: &ModelConfig, shape: &TrainingShape) -> MemoryEstimate {
         }
     };
     let trained = if shape.trained == Trained::Full { parameters } else { adapter };
-    let (v, e) = (config.vocab_size as u64, config.hidden_size as u64);
-    let per_layer = kept_per_token(config);
-    let kept = tokens * (config.num_hidden_layers as u64 * per_layer + adapted + 3 * e);
-    // The widest step of the backward pass holds the gradients of a block's feed-forward beside what is kept, and the
-    // copy of a linear layer's input that dropout makes.
-    let f = config.intermediate_size as u64;
-    let widest = tokens * (if config.is_gated() { 3 * f } else { 2 * f } + 3 * e + u64::from(dropout) * f.max(e));
-    // The output projection's gradient is made in the forward pass already.
-    let head = if shape.trained == Trained::Full { v * e } else { 0 };
-    let logits = (2 * tokens * v * FLOAT).min(2 * LOGIT_CHUNK).max(2 * v * FLOAT);
-    let sums = if shape.accumulation > 1 { trained } else { 0 };
+    let per_gradient = if shape.gradient_dtype == GradientDtype::Bf16 { 2 } else { FLOAT };
+    let word = if shape.precision == Precision::Bf16 { 2 } else { FLOAT };
+    let is_saving = shape.activation_checkpointing || shape.gradient_dtype == GradientDtype::Bf16;
+
+    let (v, e, f) = (config.vocab_size as u64, config.hidden_size as u64, config.intermediate_size as u64);
+    let layers = config.num_hidden_layers as u64;
+    let heads = (config.num_attention_heads * config.head_dim) as u64;
+    let qkv = heads + 2 * (config.num_key_value_heads * config.head_dim) as u64;
+    let feed = if config.is_gated() { 2 * f } else { f };
+    // A block's input; and inside it queries, keys and values, what attention gives with its log-sums, the residual
+    // stream between the halves, and the feed-forward before its non-linearity (see `ops::block`).
+    let inside = tokens * ((qkv + heads + config.num_attention_heads as u64 + e) * FLOAT + feed * word)
+        + tokens * adapted / layers.max(1) * FLOAT;
+    let kept = if shape.activation_checkpointing {
+        layers * tokens * e * FLOAT + inside
+    } else {
+        layers * (tokens * e * FLOAT + inside)
+    };
+    // The backward pass of a block: gradients of the residual stream, of queries, keys and values and of what attention
+    // gives, one piece of the feed-forward's, and the block's weights packed; with norms of heads, those and their
+    // gradients once more.
+    let piece = tokens.min((PIECE / feed).max(64));
+    let head_norms = if config.has_qk_norm() { 2 * qkv } else { 0 };
+    let weights = e * (qkv + heads + feed + f) * word;
+    let within = (tokens * (2 * e + qkv + heads + head_norms) + piece * (feed + 2 * f + 3 * e)) * FLOAT + weights;
+    let within = within + if dropout { piece * f.max(e) * FLOAT } else { 0 };
+    // The output projection: packed twice, hidden values and their gradient, a few rows of logits, and their gradients
+    // as they wait for the product that makes the weight's.
+    let waiting = if shape.trained == Trained::Full { (tokens * v * word).min(WAITING_LOGITS) } else { 0 };
+    let logits = (cross_entropy::ROWS as u64 * v).max(cross_entropy::LOGITS as u64) * FLOAT;
+    let head = 2 * v * e * word + 3 * tokens * e * FLOAT + logits + waiting;
+    let head_gradient = if shape.trained == Trained::Full { v * e * per_gradient } else { 0 };
+    let (gradients, activations) = if is_saving {
+        // Gradients come as activations go.
+        let at_head = kept + head + head_gradient;
+        let at_end = trained * per_gradient + inside + within;
+        (head_gradient, at_head.max(at_end) - head_gradient)
+    } else {
+        (trained * per_gradient, kept + head.max(within))
+    };
     MemoryEstimate {
         weights: parameters * FLOAT,
         adapter: adapter * FLOAT,
-        gradients: (trained + sums) * FLOAT,
+        gradients,
         optimizer: 2 * trained * FLOAT,
-        activations: (kept + widest + head) * FLOAT + logits,
+        activations,
         cache: 0,
         program: PROGRAM,
     }
-}
-
-/// Numbers per token that a block keeps: its two inputs to norms, the two norms' outputs, queries, keys and values
-/// (twice where heads are normalised), the attention's output and log-sums, and the feed-forward's inner values before
-/// and after the non-linearity.
-fn kept_per_token(config: &ModelConfig) -> u64 {
-    let (h, k, d) = (config.num_attention_heads as u64, config.num_key_value_heads as u64, config.head_dim as u64);
-    let (e, f) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let qkv = (h + 2 * k) * d * if config.has_qk_norm() { 2 } else { 1 };
-    let feed = if config.is_gated() { 3 * f } else { 2 * f };
-    4 * e + qkv + h * d + h + feed
 }
 
 /// Memory to generate with `streams` sequences of up to `context` tokens at a time.

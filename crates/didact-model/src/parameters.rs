@@ -4,11 +4,12 @@
 //! long as the model lives, and is never copied behind the caller's back. Values on another device are copied to this
 //! process's memory to be read, and back when they were changed.
 
-use burn::backend::Flex;
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn_autodiff::NodeId;
 use burn_flex::FlexTensor;
 
-use crate::ops::storage::{contiguous, on_flex, values};
+use crate::ops::storage::{Tracked, contiguous, on_flex, values};
 
 /// A parameter's place in its [`ParameterSet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,11 +54,22 @@ impl ParameterValue {
         }
     }
 
+    /// The numbers with their place in the graph of the next backward pass.
+    pub(crate) fn tracked_primitive(self) -> Tracked {
+        let tracked = match self {
+            Self::Vector(t) => t.try_into_primitive::<Autodiff<Flex>>(),
+            Self::Matrix(t) => t.try_into_primitive::<Autodiff<Flex>>(),
+        };
+        tracked.expect("parameters live on the in-process device, with gradients recorded")
+    }
+
     /// The values on the CPU's device, which must be where they are.
-    fn primitive(self) -> FlexTensor {
+    pub(crate) fn primitive(self) -> FlexTensor {
         let primitive = match self {
-            Self::Vector(t) => t.inner().try_into_primitive::<Flex>(),
-            Self::Matrix(t) => t.inner().try_into_primitive::<Flex>(),
+            Self::Vector(t) if t.device().is_autodiff() => t.inner().try_into_primitive::<Flex>(),
+            Self::Matrix(t) if t.device().is_autodiff() => t.inner().try_into_primitive::<Flex>(),
+            Self::Vector(t) => t.try_into_primitive::<Flex>(),
+            Self::Matrix(t) => t.try_into_primitive::<Flex>(),
         };
         primitive.expect("only called for values on the CPU")
     }
@@ -277,6 +289,12 @@ impl ParameterSet {
             ParameterValue::Matrix(t) => t.grad_remove(gradients)?.into_data(),
         };
         Some(into_f32(data))
+    }
+
+    /// The place of the parameter in the graph of the next backward pass; `None` on another device than the CPU.
+    pub(crate) fn node(&self, id: ParameterId) -> Option<NodeId> {
+        let value = self.get(id).value();
+        value.is_on_cpu().then(|| value.clone().tracked_primitive().id())
     }
 
     /// A matrix, without gradients when `recorded` is false.

@@ -4,19 +4,12 @@
 //!
 //! # Reference
 //! Su et al., 2021, arXiv:2104.09864.
-#![expect(
-    clippy::inline_always,
-    reason = "the loops that call these are compiled for vectors only where they are inlined"
-)]
 
 use crate::config::ModelConfig;
-use crate::ops::real::Real;
 
 /// Cosines and sines of every token's position.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
-    /// Pairs per head, `D/2`.
-    half: usize,
     /// `[N, D/2]`.
     pub(crate) cos: Vec<f32>,
     /// `[N, D/2]`.
@@ -35,46 +28,46 @@ impl RotaryTable {
     /// the Python library does.
     pub fn from_frequencies(frequencies: &[f32], scale: f32, positions: &[u32]) -> Self {
         let half = frequencies.len();
-        let mut cos = Vec::with_capacity(positions.len() * half);
-        let mut sin = Vec::with_capacity(positions.len() * half);
-        for &position in positions {
+        let mut cos: Vec<f32> = Vec::with_capacity(positions.len() * half);
+        let mut sin: Vec<f32> = Vec::with_capacity(positions.len() * half);
+        // Where each position was met first: rows of a batch mostly have the same ones.
+        let last = positions.iter().max().map_or(0, |&last| last as usize);
+        let mut first = vec![usize::MAX; (last + 1).min(positions.len())];
+        for (token, &position) in positions.iter().enumerate() {
+            if let Some(first) = first.get_mut(position as usize) {
+                if *first != usize::MAX {
+                    let range = *first * half..(*first + 1) * half;
+                    cos.extend_from_within(range.clone());
+                    sin.extend_from_within(range);
+                    continue;
+                }
+                *first = token;
+            }
             for &frequency in frequencies {
                 let angle = position as f32 * frequency;
                 cos.push(angle.cos() * scale);
                 sin.push(angle.sin() * scale);
             }
         }
-        Self { half, cos, sin }
+        Self { cos, sin }
     }
+}
 
-    /// `out = rotation · x · scale` for one head of token `token`.
-    #[inline(always)]
-    pub(crate) fn rotate<E: Real>(&self, token: usize, x: &[E], out: &mut [E], scale: E) {
-        let (cos, sin) = self.at(token);
-        let (low, high) = x.split_at(self.half);
-        let (out_low, out_high) = out.split_at_mut(self.half);
-        for j in 0..self.half {
-            let (c, s) = (E::of(f64::from(cos[j])), E::of(f64::from(sin[j])));
-            out_low[j] = (low[j] * c - high[j] * s) * scale;
-            out_high[j] = (high[j] * c + low[j] * s) * scale;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_has_the_rotation_of_its_position() {
+        let positions = [0, 1, 2, 0, 1, 7, 2, 900, 7];
+        let frequencies = [1.0, 0.1, 0.01];
+        let table = RotaryTable::from_frequencies(&frequencies, 1.5, &positions);
+        for (token, &position) in positions.iter().enumerate() {
+            for (j, frequency) in frequencies.iter().enumerate() {
+                let angle = position as f32 * frequency;
+                let at = token * frequencies.len() + j;
+                assert_eq!((table.cos[at], table.sin[at]), (angle.cos() * 1.5, angle.sin() * 1.5));
+            }
         }
-    }
-
-    /// The transpose of [`rotate`](Self::rotate), which carries gradients back.
-    #[inline(always)]
-    pub(crate) fn rotate_back<E: Real>(&self, token: usize, x: &[E], out: &mut [E], scale: E) {
-        let (cos, sin) = self.at(token);
-        let (low, high) = x.split_at(self.half);
-        let (out_low, out_high) = out.split_at_mut(self.half);
-        for j in 0..self.half {
-            let (c, s) = (E::of(f64::from(cos[j])), E::of(f64::from(sin[j])));
-            out_low[j] = (low[j] * c + high[j] * s) * scale;
-            out_high[j] = (high[j] * c - low[j] * s) * scale;
-        }
-    }
-
-    fn at(&self, token: usize) -> (&[f32], &[f32]) {
-        let range = token * self.half..(token + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
     }
 }

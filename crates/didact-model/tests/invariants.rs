@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use didact_core::seed::Streams;
 use didact_kernels::Precision;
+use didact_model::gradients::{GradientBuffer, GradientDtype, record};
 use didact_model::lora::{LoraConfig, TargetModules};
 use didact_model::{Checkpoint, Decoder, DecoderInput, ForwardMode, ModelError, loss};
 
@@ -299,6 +300,88 @@ fn dropout_follows_its_key_and_stops_when_evaluating() {
     let mut without = decoder("llama");
     trained_adapter(&mut without, &adapter(0.0));
     assert_eq!(batch.loss(&without, TRAIN).per_token, eval);
+}
+
+/// The gradients of some batches, one after the other, as they are recorded in buffers of a number type.
+fn recorded(decoder: &Decoder, batches: &[&Batch], dtype: GradientDtype) -> Vec<(String, Vec<f32>)> {
+    let parameters = decoder.parameters();
+    let ids: Vec<_> = parameters.trainable().map(|(id, _)| id).collect();
+    let mut buffers: Vec<_> = ids.iter().map(|&id| GradientBuffer::new(parameters.get(id).elements(), dtype)).collect();
+    // The second time, buffers hold the sums of the first.
+    for _ in 0..2 {
+        buffers.iter_mut().for_each(GradientBuffer::clear);
+        for (number, batch) in batches.iter().enumerate() {
+            let mut left = record(parameters, &ids, &mut buffers, || batch.loss(decoder, TRAIN).loss_sum.backward());
+            for (&id, buffer) in ids.iter().zip(&mut buffers) {
+                if let Some(gradient) = parameters.take_gradient(&mut left, id) {
+                    // Only the output projection's, and only where its buffer holds an earlier sum.
+                    let name = parameters.get(id).name();
+                    assert!(number > 0 && (name.contains("embed") || name.contains("head") || name.contains("wte")));
+                    buffer.add(&gradient);
+                }
+            }
+        }
+    }
+    let mut all = Vec::new();
+    for (&id, buffer) in ids.iter().zip(&mut buffers) {
+        assert!(buffer.is_filled());
+        buffer.change(|values| all.push((parameters.get(id).name().to_owned(), values.to_vec())));
+    }
+    all
+}
+
+#[test]
+fn recorded_gradients_are_those_that_burn_returns_and_add_up() {
+    let [first, second] = [[(1, 12), (2, 9)], [(3, 4), (4, 17)]].map(|row| Batch::new(&[&row[..]], 21));
+    for architecture in ARCHITECTURES {
+        for is_adapted in [false, true] {
+            let mut decoder = decoder(architecture);
+            if is_adapted {
+                decoder.add_lora(&adapter(0.25), &Streams::new(3)).expect("valid settings");
+            }
+            let returned = train_pass(&decoder, &first).1;
+            let alone = recorded(&decoder, &[&first], GradientDtype::F32);
+            assert_eq!(alone, returned, "{architecture}");
+            let mut sum = returned;
+            for ((_, sum), (_, more)) in sum.iter_mut().zip(train_pass(&decoder, &second).1) {
+                sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
+            }
+            let both = recorded(&decoder, &[&first, &second], GradientDtype::F32);
+            assert_same_gradients(&both, &sum);
+            for ((name, half), (_, full)) in recorded(&decoder, &[&first], GradientDtype::Bf16).iter().zip(&alone) {
+                // A tied embedding's two parts are rounded one after the other.
+                if name.contains("embed") || name.contains("wte") {
+                    let scale = full.iter().fold(0.0f32, |most, g| most.max(g.abs()));
+                    assert_near(name, half, full, 0.01 * scale);
+                    continue;
+                }
+                let rounded: Vec<f32> = full.iter().map(|&g| half::bf16::from_f32(g).to_f32()).collect();
+                assert_eq!(*half, rounded, "{architecture} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let batch = Batch::new(&[&[(1, 12), (2, 9)], &[(3, 21)]], 21);
+    for architecture in ARCHITECTURES {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut decoder = decoder(architecture);
+            decoder.set_precision(precision);
+            decoder.add_lora(&adapter(0.25), &Streams::new(3)).expect("valid settings");
+            for _ in 0..2 {
+                let plain = train_pass(&decoder, &batch);
+                decoder.set_activation_checkpointing(true);
+                assert_eq!(train_pass(&decoder, &batch), plain, "{architecture} {precision:?}");
+                decoder.set_activation_checkpointing(false);
+                // And with all parameters.
+                if decoder.lora().is_some() {
+                    decoder.remove_lora();
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,10 @@
 //! sums over the total weight make any split of the same rows the same step.
 
 use burn::tensor::Gradients;
+use didact_kernels::adamw::Gradient;
 use didact_kernels::{reduce, vector};
+use didact_model::gradients::{GradientBuffer, GradientDtype, record};
+use didact_model::profile::{Operator, Pass, scope};
 use didact_model::{ParameterId, ParameterSet};
 
 /// The gradient of every trainable parameter, in the order of the model's list.
@@ -12,50 +15,61 @@ use didact_model::{ParameterId, ParameterSet};
 pub struct GradientBuffers {
     ids: Vec<ParameterId>,
     names: Vec<String>,
-    /// Row-major, one per parameter.
-    buffers: Vec<Vec<f32>>,
+    buffers: Vec<GradientBuffer>,
+    /// Whether the memory is given back between steps.
+    is_released: bool,
+    /// What the sums are still to be multiplied with.
+    factor: f32,
     /// Weight of the tokens that were added.
     total_weight: f64,
-    micro_batches: usize,
 }
 
 impl GradientBuffers {
-    /// Buffers for the trainable parameters. Nothing is allocated before the first gradients arrive.
+    /// Buffers for the trainable parameters, in `f32`. Nothing is allocated before the first gradients arrive.
     pub fn new(parameters: &ParameterSet) -> Self {
-        let (ids, names): (Vec<_>, Vec<_>) =
-            parameters.trainable().map(|(id, parameter)| (id, parameter.name().to_owned())).unzip();
-        let buffers = vec![Vec::new(); ids.len()];
-        Self { ids, names, buffers, total_weight: 0.0, micro_batches: 0 }
+        Self::with_dtype(parameters, GradientDtype::F32)
     }
 
-    /// Adds a micro-batch: the gradients of its **sum** of losses, and its weight. The first one's buffers are taken
-    /// over, later ones are added to them.
-    pub fn add(&mut self, parameters: &ParameterSet, mut gradients: Gradients, weight: f64) {
+    /// As [`new`](Self::new), summing in `dtype`.
+    pub fn with_dtype(parameters: &ParameterSet, dtype: GradientDtype) -> Self {
+        let (ids, names): (Vec<_>, Vec<_>) =
+            parameters.trainable().map(|(id, parameter)| (id, parameter.name().to_owned())).unzip();
+        let buffers = ids.iter().map(|&id| GradientBuffer::new(parameters.get(id).elements(), dtype)).collect();
+        Self { ids, names, buffers, is_released: false, factor: 1.0, total_weight: 0.0 }
+    }
+
+    /// Gives the memory back after every step instead of keeping it for the next: less of it while activations exist,
+    /// and some more time.
+    pub fn release_between_steps(&mut self, is_released: bool) {
+        self.is_released = is_released;
+    }
+
+    /// Adds a micro-batch. `pass` does its forward and backward pass on this thread and returns, with whatever else it
+    /// has to say, the gradients of its **sum** of losses and its weight; nothing is added when there are none.
+    ///
+    /// Gradients that arrive through `pass`'s own operators are written straight into the buffers.
+    pub fn add<R>(&mut self, parameters: &ParameterSet, pass: impl FnOnce() -> (R, Option<(Gradients, f64)>)) -> R {
+        let (result, gradients) = record(parameters, &self.ids, &mut self.buffers, pass);
+        let Some((mut gradients, weight)) = gradients else { return result };
+        let _time = scope(Operator::Optimizer, Pass::Backward);
         for (id, buffer) in self.ids.iter().zip(&mut self.buffers) {
-            let gradient = parameters.take_gradient(&mut gradients, *id);
-            match (self.micro_batches, gradient) {
-                (0, Some(gradient)) => *buffer = gradient,
-                (0, None) => {
-                    buffer.clear();
-                    buffer.resize(parameters.get(*id).elements(), 0.0);
-                }
-                (_, Some(gradient)) => vector::add(buffer, &gradient),
-                // The loss does not depend on the parameter.
-                (_, None) => {}
+            // What took another way than our operators.
+            if let Some(gradient) = parameters.take_gradient(&mut gradients, *id) {
+                buffer.add(&gradient);
+            }
+            // The loss may not depend on the parameter.
+            if !buffer.is_filled() {
+                buffer.values();
             }
         }
         self.total_weight += weight;
-        self.micro_batches += 1;
+        result
     }
 
     /// Turns the sums into the gradient of the mean loss per unit of weight. Does nothing when the weight is 0.
     pub fn divide_by_weight(&mut self) {
-        if self.total_weight == 0.0 {
-            return;
-        }
-        let factor = (1.0 / self.total_weight) as f32;
-        for buffer in &mut self.buffers {
-            vector::scale(buffer, factor);
+        if self.total_weight != 0.0 {
+            self.factor *= (1.0 / self.total_weight) as f32;
         }
     }
 
@@ -66,31 +80,49 @@ impl GradientBuffers {
 
     /// L2 norm over all parameters: an f64 sum of squares in a fixed order.
     pub fn norm(&self) -> f64 {
-        self.buffers.iter().map(|buffer| reduce::sum_of_squares(buffer)).sum::<f64>().sqrt()
+        let _time = scope(Operator::Optimizer, Pass::Backward);
+        let gradients: Vec<Gradient<'_>> = self.buffers.iter().map(GradientBuffer::as_kernel).collect();
+        reduce::global_norm(&gradients) * f64::from(self.factor)
+    }
+
+    /// What the numbers in the buffers are still to be multiplied with: the optimiser does it on the way.
+    pub(crate) fn factor(&self) -> f32 {
+        self.factor
     }
 
     /// The first parameter with a number that is NaN or infinite.
     pub fn first_non_finite(&self) -> Option<&str> {
-        let at = self.buffers.iter().position(|buffer| reduce::first_non_finite(buffer).is_some())?;
+        let at = self.buffers.iter().position(|b| !reduce::global_norm(&[b.as_kernel()]).is_finite())?;
         Some(&self.names[at])
     }
 
-    /// Id, name and gradient of each parameter.
-    pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &str, &[f32])> {
+    /// Id and name of each parameter, and its gradient but for the [`factor`](Self::factor).
+    pub(crate) fn buffers(&self) -> impl Iterator<Item = (ParameterId, &str, Gradient<'_>)> {
         let names = self.names.iter().map(String::as_str);
-        self.ids.iter().copied().zip(names).zip(&self.buffers).map(|((id, name), b)| (id, name, b.as_slice()))
+        self.ids.iter().copied().zip(names).zip(&self.buffers).map(|((id, name), b)| (id, name, b.as_kernel()))
     }
 
-    /// Name and gradient of each parameter, to be changed: for hooks that project or penalise.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut [f32])> {
-        self.names.iter().map(String::as_str).zip(self.buffers.iter_mut().map(Vec::as_mut_slice))
+    /// Lets `change` work on the name and gradient of each parameter, in order: for hooks that look, project or
+    /// penalise.
+    pub fn for_each(&mut self, mut change: impl FnMut(&str, &mut [f32])) {
+        let factor = std::mem::replace(&mut self.factor, 1.0);
+        for (name, buffer) in self.names.iter().zip(&mut self.buffers) {
+            buffer.change(|values| {
+                if factor != 1.0 {
+                    vector::scale(values, factor);
+                }
+                change(name, values);
+            });
+        }
     }
 
     /// Forgets the sums; the next [`add`](Self::add) begins a step.
     pub fn clear(&mut self) {
+        let _time = scope(Operator::Optimizer, Pass::Backward);
         self.total_weight = 0.0;
-        self.micro_batches = 0;
-        // The first micro-batch brings its own buffers; holding these until then would keep two of each in memory.
-        self.buffers.iter_mut().for_each(|buffer| *buffer = Vec::new());
+        self.factor = 1.0;
+        for buffer in &mut self.buffers {
+            if self.is_released { buffer.release() } else { buffer.clear() }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! AdamW over a model's list of parameters, in place.
 
-use didact_kernels::adamw::{AdamWStep, adamw_update};
+use didact_kernels::adamw::{AdamWStep, AdamWTensor, adamw_update_all};
+use didact_model::profile::{Operator, Pass, scope};
 use didact_model::{ParameterId, ParameterSet};
 
 use crate::accumulate::GradientBuffers;
@@ -29,6 +30,14 @@ impl AdamWSettings {
             weight_decay: config.weight_decay,
         }
     }
+}
+
+/// What `torch.nn.utils.clip_grad_norm_` adds to the norm.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// What gradients of the L2 norm `norm` are multiplied with, so that it is at most `limit`.
+pub fn clip_factor(limit: Option<f64>, norm: f64) -> f64 {
+    limit.map_or(1.0, |limit| (limit / (norm + CLIP_EPSILON)).min(1.0))
 }
 
 /// A parameter's moments.
@@ -126,16 +135,18 @@ impl AdamW {
         learning_rate: f64,
         grad_scale: f64,
     ) {
+        let _time = scope(Operator::Optimizer, Pass::Backward);
         self.step += 1;
         let AdamWSettings { beta1, beta2, epsilon: eps, weight_decay } = self.settings;
-        let mut step = AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, step: self.step, grad_scale };
-        let mut gradients = gradients.iter();
+        let grad_scale = grad_scale * f64::from(gradients.factor());
+        let step = AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, step: self.step, grad_scale };
+        let mut gradients = gradients.buffers();
         for moments in &mut self.moments {
-            let (id, name, gradient) = gradients.next().expect("one gradient per trainable parameter");
+            let (id, name, grad) = gradients.next().expect("one gradient per trainable parameter");
             assert_eq!(id, moments.id, "gradient of `{name}` where that of `{}` is needed", moments.name);
-            step.weight_decay = if moments.decays { weight_decay } else { 0.0 };
-            parameters.data_mut(id, |values| {
-                adamw_update(values, gradient, &mut moments.first, &mut moments.second, &step);
+            let Moments { first: m, second: v, decays, .. } = moments;
+            parameters.data_mut(id, |param| {
+                adamw_update_all(&mut [AdamWTensor { param, grad, m, v, decays: *decays }], &step);
             });
         }
     }

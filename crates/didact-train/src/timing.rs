@@ -1,13 +1,52 @@
 //! How fast steps go. Measures only: nothing that is trained depends on it.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use didact_data::batch::{Batch, TrainingSet};
+use didact_kernels::Precision;
+use didact_kernels::gemm::{MatRef, gemm};
 use didact_model::{Decoder, ForwardMode, loss};
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 use crate::evaluate::input;
+
+/// Seconds of training after which the machine's peak is measured: short runs are not slowed down.
+const MEASURE_PEAK_AFTER: f64 = 30.0;
+/// Edge of the product that is measured, and of the one tried first.
+const PEAK_SIZE: usize = 2048;
+const TRIAL_SIZE: usize = 512;
+/// Seconds that measuring may take, about.
+const PEAK_SECONDS: f64 = 0.25;
+
+/// Floating-point operations per second of this machine's matrix products, measured once per process and precision. For
+/// showing only.
+fn peak(precision: Precision) -> f64 {
+    static PEAKS: [OnceLock<f64>; 2] = [const { OnceLock::new() }; 2];
+    *PEAKS[usize::from(precision == Precision::Bf16)].get_or_init(|| {
+        let trial = product_rate(TRIAL_SIZE, precision);
+        let seconds = 2.0 * (PEAK_SIZE as f64).powi(3) / trial;
+        if 2.0 * seconds > PEAK_SECONDS {
+            return trial;
+        }
+        product_rate(PEAK_SIZE, precision).max(product_rate(PEAK_SIZE, precision)).max(trial)
+    })
+}
+
+fn product_rate(size: usize, precision: Precision) -> f64 {
+    let (a, b) = (vec![0.5f32; size * size], vec![0.25f32; size * size]);
+    let mut c = vec![0.0; size * size];
+    let mut best = f64::INFINITY;
+    // The first time touches the pages.
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let (a, b) = (MatRef::rows(&a, size), MatRef::transposed(&b, size));
+        gemm(&mut c, size, size, size, size, a, b, false, precision);
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    2.0 * (size as f64).powi(3) / best
+}
 
 /// Weight of the newest step in the running speed: about the last ten steps count.
 const NEWEST: f64 = 0.2;
@@ -24,15 +63,26 @@ pub(crate) struct Pace {
     tokens: u64,
     recent_step: f64,
     recent_tokens: f64,
+    recent_work: f64,
     predicted: Option<f64>,
 }
 
 impl Pace {
     pub(crate) fn new(planned: u64) -> Self {
-        Self { planned, done: 0, seconds: 0.0, tokens: 0, recent_step: 0.0, recent_tokens: 0.0, predicted: None }
+        Self {
+            planned,
+            done: 0,
+            seconds: 0.0,
+            tokens: 0,
+            recent_step: 0.0,
+            recent_tokens: 0.0,
+            recent_work: 0.0,
+            predicted: None,
+        }
     }
 
-    pub(crate) fn step(&mut self, tokens: u64, took: Duration) {
+    /// A step of so many tokens and floating-point operations is done.
+    pub(crate) fn step(&mut self, tokens: u64, work: f64, took: Duration) {
         let seconds = took.as_secs_f64();
         self.done += 1;
         self.seconds += seconds;
@@ -40,6 +90,7 @@ impl Pace {
         let newest = if self.done == 1 { 1.0 } else { NEWEST };
         self.recent_step += newest * (seconds - self.recent_step);
         self.recent_tokens += newest * (tokens as f64 - self.recent_tokens);
+        self.recent_work += newest * (work - self.recent_work);
         if self.done == PREDICT_AFTER.min(self.planned) {
             self.predicted = Some(self.seconds / self.done as f64 * self.planned as f64);
         }
@@ -48,6 +99,12 @@ impl Pace {
     /// Recent speed.
     pub(crate) fn tokens_per_s(&self) -> f64 {
         if self.recent_step > 0.0 { self.recent_tokens / self.recent_step } else { 0.0 }
+    }
+
+    /// Recent work as a share of what the machine does at most; `None` before it is worth measuring.
+    pub(crate) fn share_of_peak(&self, precision: Precision) -> Option<f64> {
+        (self.seconds > MEASURE_PEAK_AFTER && self.recent_step > 0.0)
+            .then(|| self.recent_work / self.recent_step / peak(precision))
     }
 
     pub(crate) fn seconds_left(&self, steps: u64) -> f64 {
@@ -109,4 +166,20 @@ pub fn measure_steps(
         tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
         total_seconds: seconds_per_step * total_steps as f64,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_the_peak_is_measured_late_and_once() {
+        let mut pace = Pace::new(2);
+        pace.step(10, 1e9, Duration::from_secs(1));
+        assert_eq!(pace.share_of_peak(Precision::F32), None);
+        pace.step(10, 1e9, Duration::from_secs(60));
+        let share = pace.share_of_peak(Precision::F32).expect("half a minute has passed");
+        assert!(share > 0.0 && share.is_finite());
+        assert_eq!(pace.share_of_peak(Precision::F32), Some(share));
+    }
 }

@@ -15,7 +15,7 @@ use didact_core::seed::Streams;
 use didact_core::stage::StageContext;
 use didact_data::batch::{Batch, TrainingSet, WeightAccount};
 use didact_kernels::reduce;
-use didact_model::{Decoder, ForwardMode, loss};
+use didact_model::{Decoder, ForwardMode, loss, work};
 
 use crate::accumulate::GradientBuffers;
 use crate::checkpoint::{CheckpointStore, Evaluation, State};
@@ -23,7 +23,7 @@ use crate::config::TrainConfig;
 use crate::error::{NonFiniteWhat, TrainError};
 use crate::evaluate::{EvalLoss, Sum, evaluate_loss, input, origins};
 use crate::hook::{Hook, HookResult, StepPlan, StepResult};
-use crate::optimizer::{AdamW, AdamWSettings};
+use crate::optimizer::{AdamW, AdamWSettings, clip_factor};
 use crate::schedule::LearningRate;
 use crate::timing::Pace;
 
@@ -33,8 +33,6 @@ pub const CHECKPOINTS: &str = "checkpoints";
 const RECENT: usize = 20;
 /// Rounding of a sum of weights taken in two orders, relative to the sum.
 const SAME_WEIGHT: f64 = 1e-9;
-/// What `torch.nn.utils.clip_grad_norm_` adds to the norm.
-const CLIP_EPSILON: f64 = 1e-6;
 
 /// Where a training belongs: what [`StageContext`] says, or a test.
 #[derive(Clone)]
@@ -175,6 +173,7 @@ impl<'a> Trainer<'a> {
             self.step(&mut progress)?;
         }
         progress.metrics.sync()?;
+        didact_model::release_spare_memory();
         // What a stop or a kill left beside the checkpoints that belong to the plan.
         self.store.retain(&progress.state.kept)?;
         let weights_of_step = self.choose_weights(&progress.state)?;
@@ -211,8 +210,12 @@ impl<'a> Trainer<'a> {
             }
         }
         let metrics = Metrics::open(&self.session.run_root, &self.session.stage, last_checkpoint)?;
+        self.decoder.set_activation_checkpointing(self.config.activation_checkpointing);
+        let mut gradients =
+            GradientBuffers::with_dtype(self.decoder.parameters(), self.config.gradient_dtype.to_model());
+        gradients.release_between_steps(self.config.saves_memory());
         Ok(Progress {
-            gradients: GradientBuffers::new(self.decoder.parameters()),
+            gradients,
             schedule: LearningRate::new(self.config, total_steps),
             pace: Pace::new(total_steps - state.step.min(total_steps)),
             state,
@@ -257,10 +260,7 @@ impl<'a> Trainer<'a> {
         }
         point("train.step", &self.session.checkpoints)?;
         if sum.weight > 0.0 {
-            let scale = match self.config.max_grad_norm {
-                Some(limit) => (limit / (grad_norm + CLIP_EPSILON)).min(1.0),
-                None => 1.0,
-            };
+            let scale = clip_factor(self.config.max_grad_norm, grad_norm);
             progress.optimizer.update(self.decoder.parameters_mut(), gradients, learning_rate, scale);
         }
         gradients.clear();
@@ -278,7 +278,9 @@ impl<'a> Trainer<'a> {
             named(hook.as_ref(), outcome)?;
         }
         let tokens = batches.iter().map(Batch::tokens).sum();
-        progress.pace.step(tokens, begun.elapsed());
+        let is_adapter = self.decoder.lora().is_some();
+        let work = work::of_training(self.decoder.config(), amount(&batches), is_adapter);
+        progress.pace.step(tokens, work, begun.elapsed());
         self.report(&result, progress)
     }
 
@@ -291,10 +293,14 @@ impl<'a> Trainer<'a> {
                 input.check(self.decoder.config())?;
                 let dropout_key = self.session.streams.key("dropout", &[step, number as u64]);
                 let mode = ForwardMode::Train { dropout_key };
-                let result = loss::next_token(self.decoder, &input, &batch.targets, &batch.weight, &mode);
-                sum.add(self.train, batch, &result, step).map_err(|error| self.with_parameter(error, progress))?;
-                let gradients = result.loss_sum.backward();
-                progress.gradients.add(self.decoder.parameters(), gradients, result.total_weight);
+                let added = progress.gradients.add(self.decoder.parameters(), || {
+                    let result = loss::next_token(self.decoder, &input, &batch.targets, &batch.weight, &mode);
+                    if let Err(error) = sum.add(self.train, batch, &result, step) {
+                        return (Err(error), None);
+                    }
+                    (Ok(()), Some((result.loss_sum.backward(), result.total_weight)))
+                });
+                added.map_err(|error| self.with_parameter(error, progress))?;
             }
             point("train.micro_step", &self.session.checkpoints)?;
         }
@@ -370,6 +376,7 @@ impl<'a> Trainer<'a> {
             loss: result.loss.unwrap_or(f64::NAN),
             learning_rate: result.learning_rate,
             tokens_per_s,
+            share_of_peak: progress.pace.share_of_peak(self.decoder.precision()),
             eta_s: progress.pace.seconds_left(progress.total_steps - result.step),
             note: None,
         });
@@ -459,6 +466,13 @@ impl<'a> Trainer<'a> {
             _ => Ok(state.step),
         }
     }
+}
+
+/// What a step's batches are to work on, padding left out.
+fn amount(batches: &[Batch]) -> work::Amount {
+    let tokens = batches.iter().map(Batch::tokens).sum();
+    let lengths = batches.iter().flat_map(|batch| batch.examples.iter().flatten()).map(|piece| u64::from(piece.len));
+    work::Amount { tokens, pairs: lengths.map(|len| len * (len + 1) / 2).sum() }
 }
 
 fn named(hook: &(dyn Hook + '_), result: HookResult) -> Result<(), TrainError> {

@@ -108,12 +108,13 @@ impl Reporter for Progress {
             let note = report.note.as_ref().map_or(String::new(), |note| format!("  {note}"));
             let (loss, rate, speed) = (report.loss, report.learning_rate, report.tokens_per_s);
             let left = duration(report.eta_s);
+            let share = report.share_of_peak.map_or(String::new(), |share| format!(" ({:.0} % of peak)", share * 100.0));
             // The bar leaves about 66 of 80 columns.
             if self.output.is_terminal() {
-                format!("{stage} {step}/{total_steps} loss {loss:.3} lr {rate:.1e} {speed:.0} tokens/s {left} left{note}")
+                format!("{stage} {step}/{total_steps} loss {loss:.3} lr {rate:.1e} {speed:.0} tokens/s{share} {left} left{note}")
             } else {
                 format!(
-                    "{stage} step {step}/{total_steps}  loss {loss:.4}  lr {rate:.2e}  {speed:.0} tokens/s  {left} left{note}"
+                    "{stage} step {step}/{total_steps}  loss {loss:.4}  lr {rate:.2e}  {speed:.0} tokens/s{share}  {left} left{note}"
                 )
             }
         });

@@ -14,12 +14,15 @@
 
 mod drive;
 mod pack;
+mod parts;
 mod tile;
 
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
+
+pub use parts::PackedMemory;
 
 use crate::level::{Level, Precision, level};
 pub(crate) use drive::with_scratch;

@@ -81,6 +81,16 @@ impl Panels {
     pub(super) fn zeroed(len: usize) -> Self {
         Self { lines: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
     }
+
+    /// The same memory, if it is large enough, with another length and any values.
+    pub(super) fn resized(mut self, len: usize) -> Self {
+        let lines = len.div_ceil(LANES);
+        if self.lines.capacity() < lines {
+            return Self::zeroed(len);
+        }
+        self.lines.resize(lines, Line([0.0; LANES]));
+        Self { lines: self.lines, len }
+    }
 }
 
 impl std::ops::Deref for Panels {

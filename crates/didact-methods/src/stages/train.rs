@@ -8,6 +8,7 @@ use crate::meter::Meter;
 use crate::model_source::ModelHandle;
 use didact_core::stage::{Stage, StageContext, StageError, StageInput};
 use didact_data::batch::TrainingSet;
+use didact_kernels::Precision;
 use didact_model::Dtype;
 use didact_model::export::save_model;
 use didact_model::memory::{Trained, TrainingShape};
@@ -61,7 +62,7 @@ pub struct TrainStage {
 }
 
 /// The shape of a micro-batch of this set, for predicting memory.
-pub fn shape(train: &TrainConfig, set: &TrainingSet) -> TrainingShape {
+pub fn shape(train: &TrainConfig, set: &TrainingSet, precision: Precision) -> TrainingShape {
     let width = |row: u32| -> usize {
         let pieces = set.plan().row(row as usize);
         pieces.iter().map(|p| p.len as usize).sum::<usize>().saturating_sub(1)
@@ -70,7 +71,9 @@ pub fn shape(train: &TrainConfig, set: &TrainingSet) -> TrainingShape {
     TrainingShape {
         rows: train.batch_size.div_ceil(train.gradient_accumulation_steps).min(set.rows().max(1)),
         len: longest.next_multiple_of(8),
-        accumulation: train.gradient_accumulation_steps,
+        precision,
+        activation_checkpointing: train.activation_checkpointing,
+        gradient_dtype: train.gradient_dtype.to_model(),
         trained: match &train.lora {
             None => Trained::Full,
             Some(lora) => {
@@ -85,7 +88,7 @@ impl TrainStage {
     fn work(&self, context: &StageContext<'_>) -> Result<(), MethodError> {
         let prepared = context.input(prepare::NAME);
         let set = prepare::training_set(prepared, &self.train, context.streams)?;
-        self.meter.check_training(self.model.config(), &shape(&self.train, &set))?;
+        self.meter.check_training(self.model.config(), &shape(&self.train, &set, self.model.precision()))?;
         let held_out = if self.evaluate {
             prepare::measuring_set(prepared.join(prepare::HELD_OUT), self.train.max_seq_len, self.eval_batch)?
         } else {
@@ -129,7 +132,7 @@ impl Stage for TrainStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn settings(&self) -> Value {

@@ -19,6 +19,7 @@ use super::rows::ROW_BLOCK;
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
 use super::vector::vectorized;
 use crate::config::Activation;
+use crate::profile::{Operator, Pass, scope};
 
 /// Applies the non-linearity to every element.
 ///
@@ -77,7 +78,8 @@ const ONE_OVER_SQRT_2_PI: f64 = 0.398_942_280_401_432_7;
 /// The non-linearity and its derivative at one point.
 trait Curve {
     fn value<E: Real>(x: E) -> E;
-    fn slope<E: Real>(x: E) -> E;
+    /// Value and derivative.
+    fn both<E: Real>(x: E) -> (E, E);
 }
 
 struct Silu;
@@ -91,9 +93,9 @@ impl Curve for Silu {
     }
 
     #[inline(always)]
-    fn slope<E: Real>(x: E) -> E {
+    fn both<E: Real>(x: E) -> (E, E) {
         let sigmoid = E::ONE / (E::ONE + (-x).exp());
-        sigmoid * (E::ONE + x * (E::ONE - sigmoid))
+        (x * sigmoid, sigmoid * (E::ONE + x * (E::ONE - sigmoid)))
     }
 }
 
@@ -110,10 +112,11 @@ impl Curve for GeluTanh {
     }
 
     #[inline(always)]
-    fn slope<E: Real>(x: E) -> E {
+    fn both<E: Real>(x: E) -> (E, E) {
         let t = tanh_part(x);
         let inner_slope = E::of(SQRT_2_OVER_PI) * (E::ONE + E::of(3.0 * CUBIC) * x * x);
-        E::of(0.5) * (E::ONE + t) + E::of(0.5) * x * (E::ONE - t * t) * inner_slope
+        let share = E::of(0.5) * (E::ONE + t);
+        (x * share, share + E::of(0.5) * x * (E::ONE - t * t) * inner_slope)
     }
 }
 
@@ -123,18 +126,19 @@ impl Curve for GeluErf {
         E::of(0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)))
     }
 
-    fn slope<E: Real>(x: E) -> E {
+    fn both<E: Real>(x: E) -> (E, E) {
         let x = x.wide();
+        let share = 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
         let density = (-0.5 * x * x).exp() * ONE_OVER_SQRT_2_PI;
-        E::of(0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x * density)
+        (E::of(x * share), E::of(share + x * density))
     }
 }
 
 /// What the operator is told beside its tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    kind: Activation,
-    gated: bool,
+    pub(super) kind: Activation,
+    pub(super) gated: bool,
 }
 
 /// The extension point through which Burn reaches this operator.
@@ -144,15 +148,29 @@ pub trait ActivationOps: burn::backend::Backend {
     fn activation(x: FloatTensor<Self>, plan: Plan) -> FloatTensor<Self>;
 }
 
-fn forward<E: Real, A: Curve>(x: &FlexTensor, gated: bool) -> FlexTensor {
-    let [n, width] = dims2(x);
-    let x = values::<E>(x);
+/// Rows of `width` numbers to rows of half as many, or of as many.
+pub(super) fn forward_slice<E: Real>(y: &mut [E], x: &[E], width: usize, plan: Plan) {
+    match plan.kind {
+        Activation::Silu => forward::<E, Silu>(y, x, width, plan.gated),
+        Activation::GeluTanh => forward::<E, GeluTanh>(y, x, width, plan.gated),
+        Activation::Gelu => forward::<E, GeluErf>(y, x, width, plan.gated),
+    }
+}
+
+/// The gradient and the values in one pass, in place: `x` becomes its gradient, and `dy` the output.
+pub(super) fn backward_slice<E: Real>(x: &mut [E], dy: &mut [E], width: usize, plan: Plan) {
+    match plan.kind {
+        Activation::Silu => backward::<E, Silu>(x, dy, width, plan.gated),
+        Activation::GeluTanh => backward::<E, GeluTanh>(x, dy, width, plan.gated),
+        Activation::Gelu => backward::<E, GeluErf>(x, dy, width, plan.gated),
+    }
+}
+
+fn forward<E: Real, A: Curve>(y: &mut [E], x: &[E], width: usize, gated: bool) {
     let out = if gated { width / 2 } else { width };
-    let mut y = vec![E::ZERO; n * out];
     y.par_chunks_mut(out * ROW_BLOCK).zip(x.par_chunks(width * ROW_BLOCK)).for_each(|(y, x)| {
         forward_rows::<E, A>(y, x, width, gated);
     });
-    tensor(y, [n, out])
 }
 
 vectorized! {
@@ -171,40 +189,31 @@ vectorized! {
     }
 }
 
-fn backward<E: Real, A: Curve>(x: &FlexTensor, dy: &FlexTensor, gated: bool) -> FlexTensor {
-    let [n, width] = dims2(x);
-    let (x, dy) = (values::<E>(x), values::<E>(dy));
+fn backward<E: Real, A: Curve>(x: &mut [E], dy: &mut [E], width: usize, gated: bool) {
     let out = if gated { width / 2 } else { width };
-    let mut dx = vec![E::ZERO; n * width];
-    let block = width * ROW_BLOCK;
-    dx.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(out * ROW_BLOCK)).for_each(|((dx, x), dy)| {
-        backward_rows::<E, A>(dx, x, dy, width, gated);
+    x.par_chunks_mut(width * ROW_BLOCK).zip(dy.par_chunks_mut(out * ROW_BLOCK)).for_each(|(x, dy)| {
+        backward_rows::<E, A>(x, dy, width, gated);
     });
-    tensor(dx, [n, width])
 }
 
 vectorized! {
-    fn backward_rows<'a, E: Real, A: Curve>(
-        dx: &'a mut [E],
-        x: &'a [E],
-        dy: &'a [E],
-        width: usize,
-        gated: bool,
-    ) -> () {
+    fn backward_rows<'a, E: Real, A: Curve>(x: &'a mut [E], dy: &'a mut [E], width: usize, gated: bool) -> () {
         let out = if gated { width / 2 } else { width };
-        for ((dx, x), dy) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(out)) {
+        for (x, dy) in x.chunks_mut(width).zip(dy.chunks_mut(out)) {
             if gated {
-                let (gate, up) = x.split_at(out);
-                let (d_gate, d_up) = dx.split_at_mut(out);
-                for (((d_gate, d_up), (&gate, &up)), &dy) in
-                    d_gate.iter_mut().zip(d_up).zip(gate.iter().zip(up)).zip(dy)
-                {
-                    *d_gate = dy * up * A::slope(gate);
-                    *d_up = dy * A::value(gate);
+                let (gate, up) = x.split_at_mut(out);
+                for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+                    let (value, slope) = A::both(*gate);
+                    let (g, u) = (*dy, *up);
+                    *gate = g * u * slope;
+                    *up = g * value;
+                    *dy = value * u;
                 }
             } else {
-                for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                    *dx = dy * A::slope(x);
+                for (x, dy) in x.iter_mut().zip(dy) {
+                    let (value, slope) = A::both(*x);
+                    *x = *dy * slope;
+                    *dy = value;
                 }
             }
         }
@@ -212,18 +221,21 @@ vectorized! {
 }
 
 fn run_forward(x: &FlexTensor, plan: Plan) -> FlexTensor {
-    with_real!(x, E => match plan.kind {
-        Activation::Silu => forward::<E, Silu>(x, plan.gated),
-        Activation::GeluTanh => forward::<E, GeluTanh>(x, plan.gated),
-        Activation::Gelu => forward::<E, GeluErf>(x, plan.gated),
+    let [n, width] = dims2(x);
+    let out = if plan.gated { width / 2 } else { width };
+    with_real!(x, E => {
+        let mut y = vec![E::ZERO; n * out];
+        forward_slice::<E>(&mut y, values(x), width, plan);
+        tensor(y, [n, out])
     })
 }
 
 fn run_backward(x: &FlexTensor, dy: &FlexTensor, plan: Plan) -> FlexTensor {
-    with_real!(x, E => match plan.kind {
-        Activation::Silu => backward::<E, Silu>(x, dy, plan.gated),
-        Activation::GeluTanh => backward::<E, GeluTanh>(x, dy, plan.gated),
-        Activation::Gelu => backward::<E, GeluErf>(x, dy, plan.gated),
+    let [n, width] = dims2(x);
+    with_real!(x, E => {
+        let (mut x, mut dy) = (values::<E>(x).to_vec(), values::<E>(dy).to_vec());
+        backward_slice::<E>(&mut x, &mut dy, width, plan);
+        tensor(x, [n, width])
     })
 }
 
@@ -241,6 +253,7 @@ impl Backward<Flex, 1> for ActivationBackward {
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = contiguous(&grads.consume::<Flex>(&ops.node));
+        let _time = scope(Operator::Activation, Pass::Backward);
         let (x, plan) = ops.state;
         let [parent] = ops.parents;
         if let Some(parent) = parent {
@@ -252,6 +265,7 @@ impl Backward<Flex, 1> for ActivationBackward {
 impl<C: CheckpointStrategy> ActivationOps for Autodiff<Flex, C> {
     fn activation(x: FloatTensor<Self>, plan: Plan) -> FloatTensor<Self> {
         let nodes = [x.node()];
+        let _time = scope(Operator::Activation, Pass::Forward);
         let x = contiguous(x.primitive());
         let y = run_forward(&x, plan);
         match ActivationBackward.prepare::<C>(nodes).compute_bound().stateful() {

@@ -4,6 +4,7 @@
 //! Gradients are computed on the way forward, while a block's probabilities are at hand: the loss is a weighted sum, so
 //! the backward pass only multiplies them by the gradient of that one number.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -13,17 +14,15 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, ExtensionType, Flex, backend_extension};
 use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn_autodiff::NodeId;
 use burn_flex::FlexTensor;
 use didact_kernels::Precision;
 use rayon::prelude::*;
 
-use super::real::{Real, View};
-use super::rows::{max, sum};
+use super::real::{Losses, Real};
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
-use super::vector::vectorized;
-
-/// Logits that exist at a time (32 MB in `f32`), at least one position's.
-const LOGITS_AT_A_TIME: usize = 1 << 23;
+use crate::gradients::Sum;
+use crate::profile::{Operator, Pass, scope};
 
 /// `Σ_i weights[i] · nll_i` and the `nll_i` themselves, where `nll_i = -log softmax(hidden_i · Wᵀ)[targets[i]]`.
 ///
@@ -96,31 +95,17 @@ pub trait CrossEntropyOps: burn::backend::Backend {
     fn linear_cross_entropy(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, plan: Arc<Plan>) -> Loss<Self>;
 }
 
-struct Forward {
+struct Forward<E: Real> {
     sum: FlexTensor,
     per_token: FlexTensor,
-    d_hidden: Option<FlexTensor>,
-    d_weight: Option<FlexTensor>,
+    gradients: Gradient<E>,
 }
 
-vectorized! {
-    /// One position's loss. With `gradient`, turns its logits into `weight · (softmax - onehot)`.
-    fn position<'a, E: Real>(logits: &'a mut [E], target: usize, weight: E, gradient: bool) -> E {
-        let largest = max(logits);
-        let at_target = logits[target] - largest;
-        for logit in logits.iter_mut() {
-            *logit = (*logit - largest).exp();
-        }
-        let total = sum(logits);
-        if gradient {
-            let scale = weight / total;
-            for logit in logits.iter_mut() {
-                *logit = *logit * scale;
-            }
-            logits[target] = logits[target] - weight;
-        }
-        E::of(total.wide().ln()) - at_target
-    }
+/// Gradients of the sum, until the backward pass asks for them.
+#[derive(Debug, Clone)]
+struct Gradient<E: Real> {
+    hidden: Option<FlexTensor>,
+    weight: Option<(Sum<E>, [usize; 2])>,
 }
 
 fn forward<E: Real>(
@@ -128,94 +113,85 @@ fn forward<E: Real>(
     weight: &FlexTensor,
     plan: &Plan,
     needs_hidden: bool,
-    needs_weight: bool,
-) -> Forward {
+    weight_node: Option<NodeId>,
+) -> Forward<E> {
     let [m, width] = dims2(hidden);
     let [vocabulary, _] = dims2(weight);
     let (h, w) = (values::<E>(hidden), values::<E>(weight));
     let mut per_token = vec![E::ZERO; m];
     let mut d_hidden = needs_hidden.then(|| vec![E::ZERO; m * width]);
-    let mut d_weight = needs_weight.then(|| vec![E::ZERO; vocabulary * width]);
-    let block = (LOGITS_AT_A_TIME / vocabulary).max(1);
-    let mut logits = vec![E::ZERO; block.min(m) * vocabulary];
-    for begin in (0..m).step_by(block) {
-        let end = m.min(begin + block);
-        let rows = end - begin;
-        let h = View::rows(&h[begin * width..end * width], width);
-        let logits = &mut logits[..rows * vocabulary];
-        let shape = [rows, vocabulary, width];
-        E::gemm(logits, vocabulary, shape, h, View::columns(w, width), false, plan.precision);
-        logits.par_chunks_mut(vocabulary).zip(&mut per_token[begin..end]).enumerate().for_each(|(i, (row, nll))| {
-            let (target, weight) = (plan.targets[begin + i] as usize, E::of(f64::from(plan.weights[begin + i])));
-            *nll = position(row, target, weight, needs_hidden || needs_weight);
-        });
-        if let Some(d_hidden) = &mut d_hidden {
-            let (logits, w) = (View::rows(logits, vocabulary), View::rows(w, width));
-            let d_hidden = &mut d_hidden[begin * width..end * width];
-            E::gemm(d_hidden, width, [rows, width, vocabulary], logits, w, false, plan.precision);
-        }
-        if let Some(d_weight) = &mut d_weight {
-            let logits = View::columns(logits, vocabulary);
-            E::gemm(d_weight, width, [vocabulary, width, rows], logits, h, true, plan.precision);
-        }
-    }
-    let sum: f64 = per_token.iter().zip(&plan.weights).map(|(nll, &w)| nll.wide() * f64::from(w)).sum();
+    let mut d_weight = weight_node.map(|node| Sum::<E>::begin(Some(node), vocabulary * width, true));
+    let results = Losses {
+        nll: &mut per_token,
+        d_hidden: d_hidden.as_deref_mut(),
+        d_weight: d_weight.as_mut().map(|sum| sum.next().0),
+    };
+    let sum = E::linear_cross_entropy(&plan.targets, &plan.weights, h, w, width, plan.precision, results);
     Forward {
         sum: tensor(vec![E::of(sum)], [1]),
         per_token: tensor(per_token, [m]),
-        d_hidden: d_hidden.map(|d| tensor(d, [m, width])),
-        d_weight: d_weight.map(|d| tensor(d, [vocabulary, width])),
+        gradients: Gradient {
+            hidden: d_hidden.map(|d| tensor(d, [m, width])),
+            weight: d_weight.map(|d| (d, [vocabulary, width])),
+        },
     }
 }
 
-/// `gradient · factor`, in place where nobody else holds the buffer.
-fn scaled<E: Real>(mut gradient: FlexTensor, factor: E) -> FlexTensor {
-    if factor == E::ONE {
-        return gradient;
+/// `gradient *= factor`.
+fn scale<E: Real>(gradient: &mut [E], factor: E) {
+    if factor != E::ONE {
+        gradient.par_chunks_mut(1 << 14).for_each(|part| part.iter_mut().for_each(|v| *v = *v * factor));
     }
-    gradient.storage_mut::<E>().par_chunks_mut(1 << 14).for_each(|part| {
-        for v in part {
-            *v = *v * factor;
-        }
-    });
-    gradient
 }
 
 impl CrossEntropyOps for Flex {
     fn linear_cross_entropy(hidden: FlexTensor, weight: FlexTensor, plan: Arc<Plan>) -> Loss<Self> {
         let (hidden, weight) = (contiguous(&hidden), contiguous(&weight));
-        let forward = with_real!(&hidden, E => forward::<E>(&hidden, &weight, &plan, false, false));
-        Loss { sum: forward.sum, per_token: forward.per_token }
+        with_real!(&hidden, E => {
+            let forward = forward::<E>(&hidden, &weight, &plan, false, None);
+            Loss { sum: forward.sum, per_token: forward.per_token }
+        })
     }
 }
 
 #[derive(Debug)]
-struct CrossEntropyBackward;
+struct CrossEntropyBackward<E>(PhantomData<E>);
 
-impl Backward<Flex, 2> for CrossEntropyBackward {
-    type State = [Option<FlexTensor>; 2];
+impl<E: Real> Backward<Flex, 2> for CrossEntropyBackward<E> {
+    type State = Gradient<E>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let _time = scope(Operator::CrossEntropy, Pass::Backward);
         let upstream = contiguous(&grads.consume::<Flex>(&ops.node));
-        for (parent, gradient) in ops.parents.into_iter().zip(ops.state) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                let gradient = with_real!(&upstream, E => scaled::<E>(gradient, values::<E>(&upstream)[0]));
-                grads.register::<Flex>(parent.id, gradient);
-            }
+        let factor = values::<E>(&upstream)[0];
+        let [hidden, weight] = ops.parents;
+        if let (Some(parent), Some(mut gradient)) = (hidden, ops.state.hidden) {
+            scale(gradient.storage_mut::<E>(), factor);
+            grads.register::<Flex>(parent.id, gradient);
+        }
+        if let (Some(parent), Some((mut gradient, shape))) = (weight, ops.state.weight) {
+            scale(gradient.values(), factor);
+            gradient.finish(grads, parent.id, shape);
         }
     }
 }
 
+fn tracked<E: Real, C: CheckpointStrategy>(hidden: Tracked, weight: Tracked, plan: &Plan) -> Loss<Autodiff<Flex, C>> {
+    let nodes = [hidden.node(), weight.node()];
+    let needs_hidden = hidden.is_tracked();
+    let weight_node = weight.is_tracked().then(|| weight.id());
+    let [hidden, weight] = [hidden, weight].map(|t| contiguous(t.primitive()));
+    let forward = forward::<E>(&hidden, &weight, plan, needs_hidden, weight_node);
+    let sum = match CrossEntropyBackward::<E>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(forward.gradients, forward.sum),
+        OpsKind::UnTracked(prep) => prep.finish(forward.sum),
+    };
+    Loss { sum, per_token: Tracked::new(forward.per_token) }
+}
+
 impl<C: CheckpointStrategy> CrossEntropyOps for Autodiff<Flex, C> {
     fn linear_cross_entropy(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, plan: Arc<Plan>) -> Loss<Self> {
-        let nodes = [hidden.node(), weight.node()];
-        let needs = [hidden.is_tracked(), weight.is_tracked()];
-        let [hidden, weight] = [hidden, weight].map(|t| contiguous(t.primitive()));
-        let forward = with_real!(&hidden, E => forward::<E>(&hidden, &weight, &plan, needs[0], needs[1]));
-        let sum = match CrossEntropyBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish([forward.d_hidden, forward.d_weight], forward.sum),
-            OpsKind::UnTracked(prep) => prep.finish(forward.sum),
-        };
-        Loss { sum, per_token: Tracked::new(forward.per_token) }
+        let _time = scope(Operator::CrossEntropy, Pass::Forward);
+        with_real!(hidden.primitive(), E => tracked::<E, C>(hidden, weight, &plan))
     }
 }

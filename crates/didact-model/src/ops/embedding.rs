@@ -13,6 +13,8 @@ use burn_flex::FlexTensor;
 
 use super::real::Real;
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
+use crate::gradients::Sum;
+use crate::profile::{Operator, Pass, scope};
 
 /// `table[ids[i], :]` for every `i`; the gradient adds the rows of one id in the order of `ids`.
 ///
@@ -57,15 +59,13 @@ fn forward<E: Real>(table: &FlexTensor, ids: &[u32]) -> FlexTensor {
     tensor(out, [ids.len(), width])
 }
 
-fn backward<E: Real>(dy: &FlexTensor, ids: &[u32], rows: usize) -> FlexTensor {
+/// Adds the rows of `dy` to those of `gradient` that `ids` name.
+fn backward<E: Real>(dy: &FlexTensor, ids: &[u32], gradient: &mut [E]) {
     let [_, width] = dims2(dy);
-    let dy = values::<E>(dy);
-    let mut gradient = vec![E::ZERO; rows * width];
-    for (&id, dy) in ids.iter().zip(dy.chunks_exact(width)) {
+    for (&id, dy) in ids.iter().zip(values::<E>(dy).chunks_exact(width)) {
         let row = &mut gradient[id as usize * width..(id as usize + 1) * width];
         row.iter_mut().zip(dy).for_each(|(t, &v)| *t += v);
     }
-    tensor(gradient, [rows, width])
 }
 
 impl GatherOps for Flex {
@@ -83,10 +83,20 @@ impl Backward<Flex, 1> for GatherBackward {
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = contiguous(&grads.consume::<Flex>(&ops.node));
+        let _time = scope(Operator::Embedding, Pass::Backward);
         let (ids, rows) = ops.state;
         let [parent] = ops.parents;
         if let Some(parent) = parent {
-            grads.register::<Flex>(parent.id, with_real!(&dy, E => backward::<E>(&dy, &ids, rows)));
+            let [_, width] = dims2(&dy);
+            with_real!(&dy, E => {
+                let mut sum = Sum::<E>::begin(Some(parent.id), rows * width, false);
+                let (gradient, is_begun) = sum.next();
+                if !is_begun {
+                    gradient.fill(E::ZERO);
+                }
+                backward::<E>(&dy, &ids, gradient);
+                sum.finish(grads, parent.id, [rows, width]);
+            });
         }
     }
 }
@@ -94,6 +104,7 @@ impl Backward<Flex, 1> for GatherBackward {
 impl<C: CheckpointStrategy> GatherOps for Autodiff<Flex, C> {
     fn gather_rows(table: FloatTensor<Self>, ids: Arc<[u32]>) -> FloatTensor<Self> {
         let nodes = [table.node()];
+        let _time = scope(Operator::Embedding, Pass::Forward);
         let table = contiguous(table.primitive());
         let rows = dims2(&table)[0];
         let y = with_real!(&table, E => forward::<E>(&table, &ids));

@@ -14,15 +14,16 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, ExtensionType, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
+use burn_autodiff::NodeId;
 use burn_backend::{DType, Shape};
 use burn_flex::FlexTensor;
 use didact_kernels::Precision;
 use didact_kernels::random::dropout_mask;
-use rayon::prelude::*;
 
-use super::real::{Real, Rows, View};
+use super::group::{Group, Hidden, LowRank, Member, Nodes, Own};
+use super::real::Real;
 use super::storage::{Tracked, contiguous, dims2, on_flex, tensor, values, with_real};
-use super::vector::vectorized;
+use crate::profile::{Operator, Pass, scope};
 
 /// How a weight matrix lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +227,6 @@ struct Weights {
     bias: Option<FlexTensor>,
     lora: Option<(FlexTensor, FlexTensor)>,
     branch: Branch,
-    inputs: usize,
     outputs: usize,
 }
 
@@ -240,196 +240,73 @@ impl Weights {
             WeightLayout::InOut => [dims[1], dims[0]],
         };
         assert_eq!(found, inputs, "project: the input has {inputs} columns, the weight {dims:?} takes {found}");
-        Some(Self { weight, bias, lora: a.zip(b), branch, inputs, outputs })
+        Some(Self { weight, bias, lora: a.zip(b), branch, outputs })
     }
 
-    /// `W` as the right factor of `x · W`: `[I, O]`.
-    fn forward_view<E: Real>(&self) -> View<'_, E> {
-        match self.branch.layout {
-            WeightLayout::OutIn => View::columns(values(&self.weight), self.inputs),
-            WeightLayout::InOut => View::rows(values(&self.weight), self.outputs),
-        }
-    }
-
-    /// `Wᵀ` as the right factor of `dy · Wᵀ`: `[O, I]`.
-    fn backward_view<E: Real>(&self) -> View<'_, E> {
-        match self.branch.layout {
-            WeightLayout::OutIn => View::rows(values(&self.weight), self.inputs),
-            WeightLayout::InOut => View::columns(values(&self.weight), self.outputs),
-        }
-    }
-
-    fn rank(&self) -> usize {
-        self.lora.as_ref().map_or(0, |(a, _)| dims2(a)[0])
-    }
-}
-
-/// Elements whose dropout mask is made at a time; a multiple of every block the mask's generator works in.
-const MASK_CHUNK: usize = 1 << 14;
-
-/// `target = source · mask` when `replace`, else `target += source · mask`.
-fn apply_dropout<E: Real>(target: &mut [E], source: &[E], dropout: Dropout, replace: bool) {
-    target.par_chunks_mut(MASK_CHUNK).zip(source.par_chunks(MASK_CHUNK)).enumerate().for_each(|(index, (t, s))| {
-        let mut mask = vec![0.0f32; t.len()];
-        dropout_mask(dropout.key, (index * MASK_CHUNK) as u64, dropout.keep, &mut mask);
-        masked(t, s, &mask, replace);
-    });
-}
-
-vectorized! {
-    fn masked<'a, E: Real>(target: &'a mut [E], source: &'a [E], mask: &'a [f32], replace: bool) -> () {
-        for ((t, &s), &m) in target.iter_mut().zip(source).zip(mask) {
-            let kept = s * E::of(f64::from(m));
-            *t = if replace { kept } else { *t + kept };
+    fn member<E: Real>(&self) -> Member<'_, E> {
+        Member {
+            weight: values(&self.weight),
+            layout: self.branch.layout,
+            bias: self.bias.as_ref().map(values),
+            low_rank: self.lora.as_ref().map(|(a, b)| LowRank {
+                a: values(a),
+                b: values(b),
+                rank: dims2(a)[0],
+                scale: self.branch.scale,
+                dropout: self.branch.dropout,
+            }),
+            outputs: self.outputs,
         }
     }
 }
 
-/// The transpose of a small matrix of `columns` columns.
-fn transposed<E: Real>(m: &[E], columns: usize) -> Vec<E> {
-    let rows = m.len() / columns;
-    let mut out = vec![E::ZERO; m.len()];
-    for (i, row) in m.chunks_exact(columns).enumerate() {
-        for (j, &v) in row.iter().enumerate() {
-            out[j * rows + i] = v;
-        }
-    }
-    out
+/// The projections as the arithmetic takes them.
+fn group<E: Real>(weights: &[Weights], inputs: usize, precision: Precision) -> Group<'_, E> {
+    Group { members: weights.iter().map(Weights::member).collect(), inputs, precision }
 }
 
 fn forward<E: Real>(
     x: &FlexTensor,
-    weights: &[Option<Weights>; SLOTS],
+    weights: &[Weights],
     precision: Precision,
-) -> (FlexTensor, [Option<FlexTensor>; SLOTS]) {
+) -> (FlexTensor, Vec<Option<FlexTensor>>) {
     let [n, inputs] = dims2(x);
-    let width: usize = weights.iter().flatten().map(|w| w.outputs).sum();
-    let x = values::<E>(x);
-    let mut y = vec![E::ZERO; n * width];
-    let mut hidden = [None, None, None];
-    let mut offset = 0;
-    for (index, w) in weights.iter().enumerate() {
-        let Some(w) = w else { continue };
-        let outputs = w.outputs;
-        if let Some(bias) = &w.bias {
-            let bias = values::<E>(bias);
-            y.par_chunks_mut(width).for_each(|row| row[offset..offset + outputs].copy_from_slice(bias));
-        }
-        let shape = [n, outputs, inputs];
-        E::gemm(&mut y[offset..], width, shape, View::rows(x, inputs), w.forward_view(), w.bias.is_some(), precision);
-        if let Some((a, b)) = &w.lora {
-            let rank = w.rank();
-            let dropped = w.branch.dropout.map(|dropout| {
-                let mut dropped = vec![E::ZERO; x.len()];
-                apply_dropout(&mut dropped, x, dropout, true);
-                dropped
-            });
-            let input = Rows { data: dropped.as_deref().unwrap_or(x), count: n, width: inputs, stride: inputs };
-            let mut h = E::low_rank_project(input, &transposed(values(a), inputs), rank);
-            let scale = E::of(w.branch.scale);
-            for v in &mut h {
-                *v = *v * scale;
-            }
-            E::low_rank_update(&mut y[offset..], width, outputs, &h, &transposed(values(b), rank), rank);
-            hidden[index] = Some(tensor(h, [n, rank]));
-        }
-        offset += outputs;
-    }
-    (tensor(y, [n, width]), hidden)
+    let group = group::<E>(weights, inputs, precision);
+    let mut y = vec![E::ZERO; n * group.width()];
+    let mut hidden: Vec<Hidden<E>> = vec![None; weights.len()];
+    group.forward(None, 0, values(x), &mut y, &mut hidden);
+    let hidden = hidden.into_iter().zip(&group.members).map(|(hidden, member)| {
+        let rank = member.low_rank.as_ref().map_or(0, |branch| branch.rank);
+        hidden.map(|h| tensor(h, [n, rank]))
+    });
+    (tensor(y, [n, group.width()]), hidden.collect())
 }
 
-/// The gradients of one projection's own tensors: weight, bias, `A`, `B`.
-type OwnGradients = [Option<FlexTensor>; 4];
-
-/// Which of one projection's tensors (weight, bias, `A`, `B`) need a gradient.
-type Needs = [bool; 4];
-
-fn backward<E: Real>(
-    x: &FlexTensor,
-    weights: &[Option<Weights>; SLOTS],
-    hidden: &[Option<FlexTensor>; SLOTS],
-    dy: &FlexTensor,
-    needs_x: bool,
-    needs: &[Needs; SLOTS],
-    precision: Precision,
-) -> (Option<FlexTensor>, [OwnGradients; SLOTS]) {
-    let [n, width] = dims2(dy);
-    let [_, inputs] = dims2(x);
-    let (x, dy) = (values::<E>(x), values::<E>(dy));
-    let mut dx = needs_x.then(|| vec![E::ZERO; n * inputs]);
-    let mut own: [OwnGradients; SLOTS] = Default::default();
-    let mut offset = 0;
-    for (index, w) in weights.iter().enumerate() {
-        let Some(w) = w else { continue };
-        let outputs = w.outputs;
-        let dy = &dy[offset..];
-        let dy_rows = View { data: dy, row_stride: width, col_stride: 1 };
-        let dy_columns = View { data: dy, row_stride: 1, col_stride: width };
-        let [needs_weight, needs_bias, needs_a, needs_b] = needs[index];
-        if let Some(dx) = &mut dx {
-            let accumulate = offset > 0;
-            E::gemm(dx, inputs, [n, inputs, outputs], dy_rows, w.backward_view(), accumulate, precision);
-        }
-        if needs_weight {
-            let mut gradient = vec![E::ZERO; outputs * inputs];
-            let dims = match w.branch.layout {
-                WeightLayout::OutIn => {
-                    let x = View::rows(x, inputs);
-                    E::gemm(&mut gradient, inputs, [outputs, inputs, n], dy_columns, x, false, precision);
-                    [outputs, inputs]
-                }
-                WeightLayout::InOut => {
-                    let x = View::columns(x, inputs);
-                    E::gemm(&mut gradient, outputs, [inputs, outputs, n], x, dy_rows, false, precision);
-                    [inputs, outputs]
-                }
-            };
-            own[index][0] = Some(tensor(gradient, dims));
-        }
-        if needs_bias {
-            own[index][1] = Some(tensor(super::rows::column_sums(dy, n, outputs, width), [outputs]));
-        }
-        if let Some((a, b)) = &w.lora {
-            let rank = w.rank();
-            let h = values::<E>(hidden[index].as_ref().expect("the forward pass keeps a branch's hidden values"));
-            let dy = Rows { data: dy, count: n, width: outputs, stride: width };
-            if needs_b {
-                own[index][3] = Some(tensor(E::low_rank_outer(dy, h, rank), [outputs, rank]));
-            }
-            let mut dh = E::low_rank_project(dy, values(b), rank);
-            let scale = E::of(w.branch.scale);
-            for v in &mut dh {
-                *v = *v * scale;
-            }
-            if needs_a {
-                let dropped = w.branch.dropout.map(|dropout| {
-                    let mut dropped = vec![E::ZERO; x.len()];
-                    apply_dropout(&mut dropped, x, dropout, true);
-                    dropped
-                });
-                let input = Rows { data: dropped.as_deref().unwrap_or(x), count: n, width: inputs, stride: inputs };
-                let gradient = transposed(&E::low_rank_outer(input, &dh, rank), rank);
-                own[index][2] = Some(tensor(gradient, [rank, inputs]));
-            }
-            if let Some(dx) = &mut dx {
-                match w.branch.dropout {
-                    None => E::low_rank_update(dx, inputs, inputs, &dh, values(a), rank),
-                    Some(dropout) => {
-                        let mut through = vec![E::ZERO; n * inputs];
-                        E::low_rank_update(&mut through, inputs, inputs, &dh, values(a), rank);
-                        apply_dropout(dx, &through, dropout, false);
-                    }
-                }
-            }
-        }
-        offset += outputs;
+fn backward<E: Real>(state: &State, dy: &FlexTensor, parents: &[Option<NodeId>; PARENTS], grads: &mut Gradients) {
+    let [n, inputs] = dims2(&state.x);
+    let group = group::<E>(&state.weights, inputs, state.precision);
+    let (x, dy) = (values::<E>(&state.x), values::<E>(dy));
+    let hidden: Vec<Hidden<E>> = state.hidden.iter().map(|h| h.as_ref().map(|h| values::<E>(h).to_vec())).collect();
+    let nodes: Vec<Nodes> = (0..group.members.len()).map(|i| std::array::from_fn(|j| parents[1 + 4 * i + j])).collect();
+    let mut dx = parents[0].is_some().then(|| vec![E::ZERO; n * inputs]);
+    let through = group.backward_input(None, 0, dy, dx.as_deref_mut());
+    let mut own: Vec<Own<E>> = nodes.iter().zip(&group.members).map(|(n, m)| Own::new(n, m)).collect();
+    group.backward_own(0, x, dy, &through, &hidden, &nodes, &mut own);
+    for ((own, nodes), member) in own.into_iter().zip(&nodes).zip(&group.members) {
+        own.finish(grads, nodes, member, inputs);
     }
-    (dx.map(|dx| tensor(dx, [n, inputs])), own)
+    if let (Some(dx), Some(parent)) = (dx, parents[0]) {
+        grads.register::<Flex>(parent, tensor(dx, [n, inputs]));
+    }
 }
 
-fn gather_all(x: &FlexTensor, slots: &[[Option<FlexTensor>; 4]; SLOTS], plan: &Plan) -> [Option<Weights>; SLOTS] {
+fn gather_all(x: &FlexTensor, slots: &[[Option<FlexTensor>; 4]; SLOTS], plan: &Plan) -> Vec<Weights> {
     let [_, inputs] = dims2(x);
-    std::array::from_fn(|i| Weights::gather(slots[i].each_ref().map(Option::as_ref), plan.branches[i], inputs))
+    // The projections come first, then the empty places.
+    let gather = |(slot, branch): (&[Option<FlexTensor>; 4], &Option<Branch>)| {
+        Weights::gather(slot.each_ref().map(Option::as_ref), *branch, inputs)
+    };
+    slots.iter().zip(&plan.branches).filter_map(gather).collect()
 }
 
 impl ProjectOps for Flex {
@@ -452,8 +329,8 @@ struct ProjectBackward;
 #[derive(Debug, Clone)]
 struct State {
     x: FlexTensor,
-    weights: [Option<Weights>; SLOTS],
-    hidden: [Option<FlexTensor>; SLOTS],
+    weights: Vec<Weights>,
+    hidden: Vec<Option<FlexTensor>>,
     precision: Precision,
 }
 
@@ -465,17 +342,10 @@ impl Backward<Flex, PARENTS> for ProjectBackward {
 
     fn backward(self, ops: Ops<State, PARENTS>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = contiguous(&grads.consume::<Flex>(&ops.node));
-        let State { x, weights, hidden, precision } = ops.state;
-        let needs: [Needs; SLOTS] =
-            std::array::from_fn(|i| std::array::from_fn(|j| ops.parents[1 + 4 * i + j].is_some()));
-        let needs_x = ops.parents[0].is_some();
-        let (dx, own) = with_real!(&x, E => backward::<E>(&x, &weights, &hidden, &dy, needs_x, &needs, precision));
-        let gradients = std::iter::once(dx).chain(own.into_iter().flatten());
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                grads.register::<Flex>(parent.id, gradient);
-            }
-        }
+        let _time = scope(Operator::Projection, Pass::Backward);
+        let Ops { parents, state, .. } = ops;
+        let parents = parents.map(|parent| parent.map(|node| node.id));
+        with_real!(&state.x, E => backward::<E>(&state, &dy, &parents, grads));
     }
 }
 
@@ -494,6 +364,7 @@ impl<C: CheckpointStrategy> ProjectOps for Autodiff<Flex, C> {
             })
         });
         // A parent for the places where there is no tensor; it never asks for a gradient.
+        let _time = scope(Operator::Projection, Pass::Forward);
         let absent = Tracked::new(FlexTensor::zeros(Shape::from(vec![1]), DType::F32));
         let nodes = std::array::from_fn(|i| match i.checked_sub(1).map(|j| &slots[j / 4][j % 4]) {
             None => x.node(),

@@ -7,10 +7,15 @@
 
 pub mod activation;
 pub mod attention;
+pub(crate) mod block;
+#[cfg(test)]
+mod block_tests;
 pub mod cross_entropy;
 pub mod embedding;
+mod group;
 pub mod linear;
 pub mod norm;
+pub(crate) mod pool;
 pub(crate) mod real;
 pub(crate) mod rows;
 pub(crate) mod storage;
@@ -24,3 +29,4 @@ pub use cross_entropy::linear_cross_entropy;
 pub use embedding::gather_rows;
 pub use linear::{Dropout, LoraBranch, Projection, WeightLayout, linear, project};
 pub use norm::{head_norm, layer_norm, rms_norm};
+pub use pool::release_spare_memory;

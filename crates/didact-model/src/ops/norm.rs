@@ -15,9 +15,11 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::real::Real;
-use super::rows::{ROW_BLOCK, dot, sum, sum_over_blocks};
+use super::rows::{ROW_BLOCK, dot, sum};
 use super::storage::{contiguous, dims2, on_flex, tensor, values, with_real};
 use super::vector::vectorized;
+use crate::gradients::deliver;
+use crate::profile::{Operator, Pass, scope};
 
 /// RMS norm of every row: `y = x / sqrt(mean(x²) + eps) · gain`.
 ///
@@ -34,8 +36,7 @@ pub fn rms_norm(x: Tensor<2>, gain: Tensor<1>, eps: f64) -> Tensor<2> {
     if !on_flex(&x) {
         return rms_norm_composed(x, gain, eps);
     }
-    let width = gain.dims()[0];
-    let plan = Plan { kind: Kind::Rms, groups: Groups { width, first: 1, second: 0, rest: 0 }, eps };
+    let plan = Plan::rms(gain.dims()[0], eps);
     let (x, gain) = (x.into_dispatch(), gain.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::norm(x, gain.clone(), gain, plan))
 }
@@ -55,8 +56,7 @@ pub fn layer_norm(x: Tensor<2>, gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> T
     if !on_flex(&x) {
         return layer_norm_composed(x, gain, bias, eps);
     }
-    let width = gain.dims()[0];
-    let plan = Plan { kind: Kind::Layer, groups: Groups { width, first: 1, second: 0, rest: 0 }, eps };
+    let plan = Plan::layer(gain.dims()[0], eps);
     let (x, gain, bias) = (x.into_dispatch(), gain.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::norm(x, gain, bias, plan))
 }
@@ -83,9 +83,7 @@ pub fn head_norm(
     if !on_flex(&qkv) {
         return head_norm_composed(qkv, query_gain, key_gain, heads, kv_heads, eps);
     }
-    let width = query_gain.dims()[0];
-    let groups = Groups { width, first: heads, second: kv_heads, rest: kv_heads };
-    let plan = Plan { kind: Kind::Rms, groups, eps };
+    let plan = Plan::heads(query_gain.dims()[0], heads, kv_heads, eps);
     let (x, q, k) = (qkv.into_dispatch(), query_gain.into_dispatch(), key_gain.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::norm(x, q, k, plan))
 }
@@ -150,6 +148,23 @@ pub struct Plan {
     eps: f64,
 }
 
+impl Plan {
+    /// RMS norm of rows of `width`.
+    pub(super) fn rms(width: usize, eps: f64) -> Self {
+        Self { kind: Kind::Rms, groups: Groups { width, first: 1, second: 0, rest: 0 }, eps }
+    }
+
+    /// Layer norm of rows of `width`.
+    pub(super) fn layer(width: usize, eps: f64) -> Self {
+        Self { kind: Kind::Layer, groups: Groups { width, first: 1, second: 0, rest: 0 }, eps }
+    }
+
+    /// RMS norm of query and key heads of `width` elements.
+    pub(super) fn heads(width: usize, heads: usize, kv_heads: usize, eps: f64) -> Self {
+        Self { kind: Kind::Rms, groups: Groups { width, first: heads, second: kv_heads, rest: kv_heads }, eps }
+    }
+}
+
 /// The extension point through which Burn reaches this operator.
 #[backend_extension(Flex, Autodiff)]
 pub trait NormOps: burn::backend::Backend {
@@ -177,16 +192,46 @@ fn moments<E: Real>(x: &[E], kind: Kind, eps: E) -> (E, E) {
     }
 }
 
-fn forward<E: Real>(x: &FlexTensor, first: &FlexTensor, second: &FlexTensor, plan: Plan) -> FlexTensor {
-    let [n, columns] = dims2(x);
-    let (x, first, second) = (values::<E>(x), values::<E>(first), values::<E>(second));
+/// The norm of rows of `columns` numbers. With `added`, of `x + added`, which is written to the second of the pair.
+pub(super) fn forward_slice<E: Real>(
+    y: &mut [E],
+    x: &[E],
+    added: Option<(&[E], &mut [E])>,
+    [first, second]: [&[E]; 2],
+    columns: usize,
+    plan: Plan,
+) {
     let Groups { width, first: count, second: more, rest } = plan.groups;
     assert_eq!(columns, width * (count + more + rest), "norm: rows of {columns} do not divide as {:?}", plan.groups);
-    let mut y = vec![E::ZERO; x.len()];
-    y.par_chunks_mut(columns * ROW_BLOCK).zip(x.par_chunks(columns * ROW_BLOCK)).for_each(|(y, x)| {
-        forward_rows(y, x, first, second, columns, plan);
+    let block = columns * ROW_BLOCK;
+    match added {
+        None => y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
+            forward_rows(y, x, first, second, columns, plan);
+        }),
+        Some((added, sum)) => {
+            let inputs = x.par_chunks(block).zip(added.par_chunks(block));
+            y.par_chunks_mut(block).zip(sum.par_chunks_mut(block)).zip(inputs).for_each(|((y, sum), (x, added))| {
+                sum_rows(sum, x, added);
+                forward_rows(y, sum, first, second, columns, plan);
+            });
+        }
+    }
+}
+
+/// `sum = x + added`.
+pub(super) fn sum_slice<E: Real>(sum: &mut [E], x: &[E], added: &[E]) {
+    let block = 1 << 14;
+    sum.par_chunks_mut(block).zip(x.par_chunks(block).zip(added.par_chunks(block))).for_each(|(sum, (x, added))| {
+        sum_rows(sum, x, added);
     });
-    tensor(y, [n, columns])
+}
+
+vectorized! {
+    fn sum_rows<'a, E: Real>(sum: &'a mut [E], x: &'a [E], added: &'a [E]) -> () {
+        for (sum, (&x, &added)) in sum.iter_mut().zip(x.iter().zip(added)) {
+            *sum = x + added;
+        }
+    }
 }
 
 vectorized! {
@@ -225,16 +270,34 @@ vectorized! {
     }
 }
 
-fn backward_input<E: Real>(x: &[E], dy: &[E], first: &[E], second: &[E], columns: usize, plan: Plan) -> Vec<E> {
-    let mut dx = vec![E::ZERO; x.len()];
+/// Adds the gradient of the input to `dx`, and gives the gradients of both vectors, one after the other.
+pub(super) fn backward_slice<E: Real>(
+    dx: Option<&mut [E]>,
+    x: &[E],
+    dy: &[E],
+    [first, second]: [&[E]; 2],
+    columns: usize,
+    plan: Plan,
+) -> Vec<E> {
     let block = columns * ROW_BLOCK;
-    dx.par_chunks_mut(block).zip(x.par_chunks(block)).zip(dy.par_chunks(block)).for_each(|((dx, x), dy)| {
-        backward_rows(dx, x, dy, first, second, columns, plan);
-    });
-    dx
+    let inputs = x.par_chunks(block).zip(dy.par_chunks(block));
+    let partials: Vec<Vec<E>> = match dx {
+        Some(dx) => dx
+            .par_chunks_mut(block)
+            .zip(inputs)
+            .map(|(dx, (x, dy))| backward_rows(dx, x, dy, first, second, columns, plan))
+            .collect(),
+        None => inputs.map(|(x, dy)| backward_rows(&mut [], x, dy, first, second, columns, plan)).collect(),
+    };
+    let mut total = vec![E::ZERO; 2 * plan.groups.width];
+    for partial in partials {
+        total.iter_mut().zip(partial).for_each(|(t, p)| *t += p);
+    }
+    total
 }
 
 vectorized! {
+    /// Adds to `dx`, unless it is empty; gives what the rows add to the vectors' gradients.
     fn backward_rows<'a, E: Real>(
         dx: &'a mut [E],
         x: &'a [E],
@@ -243,62 +306,56 @@ vectorized! {
         second: &'a [E],
         columns: usize,
         plan: Plan,
-    ) -> () {
+    ) -> Vec<E> {
         let Groups { width, first: count, second: more, .. } = plan.groups;
         let (eps, scale) = (E::of(plan.eps), E::ONE / E::of(width as f64));
         let mut weighted = vec![E::ZERO; width];
         let mut normal = vec![E::ZERO; width];
-        for ((dx, x), dy) in dx.chunks_mut(columns).zip(x.chunks(columns)).zip(dy.chunks(columns)) {
-            for (group, ((dx, x), dy)) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(width)).enumerate() {
+        let mut total = vec![E::ZERO; 2 * width];
+        let (gain_1, gain_2) = total.split_at_mut(width);
+        let mut rest = dx;
+        for (x, dy) in x.chunks(columns).zip(dy.chunks(columns)) {
+            let (dx, others) = rest.split_at_mut(columns.min(rest.len()));
+            rest = others;
+            for (group, (x, dy)) in x.chunks(width).zip(dy.chunks(width)).enumerate() {
+                let dx = if dx.is_empty() { &mut [][..] } else { &mut dx[group * width..(group + 1) * width] };
                 if group >= count + more {
-                    dx.copy_from_slice(dy);
+                    dx.iter_mut().zip(dy).for_each(|(dx, &dy)| *dx += dy);
                     continue;
                 }
                 let gain = if group < count { first } else { second };
+                let d_gain = if group < count { &mut *gain_1 } else { &mut *gain_2 };
                 let (mean, inverse) = moments(x, plan.kind, eps);
-                for (((w, n), (&dy, &x)), &g) in weighted.iter_mut().zip(&mut normal).zip(dy.iter().zip(x)).zip(gain) {
-                    *w = dy * g;
+                for ((n, &x), (t, &dy)) in normal.iter_mut().zip(x).zip(d_gain.iter_mut().zip(dy)) {
                     *n = (x - mean) * inverse;
+                    *t += dy * *n;
+                }
+                if plan.kind == Kind::Layer {
+                    gain_2.iter_mut().zip(dy).for_each(|(t, &dy)| *t += dy);
+                }
+                if dx.is_empty() {
+                    continue;
+                }
+                for (w, (&dy, &g)) in weighted.iter_mut().zip(dy.iter().zip(gain)) {
+                    *w = dy * g;
                 }
                 // dx = inverse · (w - mean(w) - n · mean(w · n)); the middle term only where a mean was taken off.
                 let along = dot(&weighted, &normal) * scale;
                 let level = if plan.kind == Kind::Layer { sum(&weighted) * scale } else { E::ZERO };
                 for ((dx, &w), &n) in dx.iter_mut().zip(&weighted).zip(&normal) {
-                    *dx = inverse * (w - level - n * along);
-                }
-            }
-        }
-    }
-}
-
-/// Gradients of both vectors at once, one after the other in the result.
-fn backward_vectors<E: Real>(x: &[E], dy: &[E], columns: usize, plan: Plan) -> Vec<E> {
-    sum_over_blocks(x.len() / columns, 2 * plan.groups.width, |first_row, rows| {
-        let range = first_row * columns..(first_row + rows) * columns;
-        backward_vectors_rows(&x[range.clone()], &dy[range], columns, plan)
-    })
-}
-
-vectorized! {
-    fn backward_vectors_rows<'a, E: Real>(x: &'a [E], dy: &'a [E], columns: usize, plan: Plan) -> Vec<E> {
-        let Groups { width, first: count, second: more, .. } = plan.groups;
-        let eps = E::of(plan.eps);
-        let mut total = vec![E::ZERO; 2 * width];
-        let (gain_1, gain_2) = total.split_at_mut(width);
-        for (x, dy) in x.chunks(columns).zip(dy.chunks(columns)) {
-            for (group, (x, dy)) in x.chunks(width).zip(dy.chunks(width)).enumerate().take(count + more) {
-                let (mean, inverse) = moments(x, plan.kind, eps);
-                let gain = if group < count { &mut *gain_1 } else { &mut *gain_2 };
-                for ((t, &x), &dy) in gain.iter_mut().zip(x).zip(dy) {
-                    *t += dy * ((x - mean) * inverse);
-                }
-                if plan.kind == Kind::Layer {
-                    gain_2.iter_mut().zip(dy).for_each(|(t, &dy)| *t += dy);
+                    *dx += inverse * (w - level - n * along);
                 }
             }
         }
         total
     }
+}
+
+fn forward<E: Real>(x: &FlexTensor, first: &FlexTensor, second: &FlexTensor, plan: Plan) -> FlexTensor {
+    let [n, columns] = dims2(x);
+    let mut y = vec![E::ZERO; n * columns];
+    forward_slice(&mut y, values::<E>(x), None, [values(first), values(second)], columns, plan);
+    tensor(y, [n, columns])
 }
 
 impl NormOps for Flex {
@@ -316,26 +373,27 @@ impl Backward<Flex, 3> for NormBackward {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = contiguous(&grads.consume::<Flex>(&ops.node));
+        let _time = scope(Operator::Norm, Pass::Backward);
         let (x, first, second, plan) = ops.state;
         let [n, columns] = dims2(&x);
         let [parent_x, parent_first, parent_second] = ops.parents;
         with_real!(&x, E => {
-            let (xs, dys) = (values::<E>(&x), values::<E>(&dy));
-            if let Some(parent) = parent_x {
-                let dx = backward_input(xs, dys, values::<E>(&first), values::<E>(&second), columns, plan);
+            let mut dx = parent_x.is_some().then(|| vec![E::ZERO; n * columns]);
+            let vectors = [values::<E>(&first), values::<E>(&second)];
+            let mut both = backward_slice(dx.as_deref_mut(), values(&x), values(&dy), vectors, columns, plan);
+            if let (Some(parent), Some(dx)) = (parent_x, dx) {
                 grads.register::<Flex>(parent.id, tensor(dx, [n, columns]));
             }
             if parent_first.is_some() || parent_second.is_some() {
-                let mut both = backward_vectors(xs, dys, columns, plan);
                 let width = plan.groups.width;
                 let after = both.split_off(width);
                 if let Some(parent) = parent_first {
-                    grads.register::<Flex>(parent.id, tensor(both, [width]));
+                    deliver(grads, parent.id, both, [width]);
                 }
                 // A plain RMS norm passes its one gain twice; only the first counts.
                 let one_gain = plan.kind == Kind::Rms && plan.groups.second == 0;
                 if let Some(parent) = parent_second.filter(|_| !one_gain) {
-                    grads.register::<Flex>(parent.id, tensor(after, [width]));
+                    deliver(grads, parent.id, after, [width]);
                 }
             }
         });
@@ -350,6 +408,7 @@ impl<C: CheckpointStrategy> NormOps for Autodiff<Flex, C> {
         plan: Plan,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), first.node(), second.node()];
+        let _time = scope(Operator::Norm, Pass::Forward);
         let [x, first, second] = [x, first, second].map(|t| contiguous(t.primitive()));
         let y = with_real!(&x, E => forward::<E>(&x, &first, &second, plan));
         match NormBackward.prepare::<C>(nodes).compute_bound().stateful() {

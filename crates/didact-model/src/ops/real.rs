@@ -11,8 +11,14 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use burn_backend::Element;
 use didact_kernels::Precision;
-use didact_kernels::gemm::{MatRef, gemm};
-use didact_kernels::low_rank;
+use didact_kernels::cross_entropy::{self, OutputWeight};
+use didact_kernels::gemm::{MatRef, PackedB, gemm, gemm_packed};
+use didact_kernels::{low_rank, sdpa};
+use half::bf16;
+use rayon::prelude::*;
+
+use super::pool::{Packed, Pool};
+use super::vector::vectorized;
 
 /// A matrix seen through strides: `[i, j]` is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +40,47 @@ impl<'a, E> View<'a, E> {
     /// The transpose of [`View::rows`].
     pub(crate) fn columns(data: &'a [E], width: usize) -> Self {
         Self { data, row_stride: 1, col_stride: width }
+    }
+}
+
+impl View<'_, f64> {
+    fn at(&self, row: usize, column: usize) -> f64 {
+        self.data[row * self.row_stride + column * self.col_stride]
+    }
+}
+
+fn for_kernel<'a>(parts: &[(View<'a, f32>, usize)]) -> Vec<(MatRef<'a>, usize)> {
+    let matrix = |v: &View<'a, f32>| MatRef { data: v.data, row_stride: v.row_stride, col_stride: v.col_stride };
+    parts.iter().map(|(view, size)| (matrix(view), *size)).collect()
+}
+
+/// Queries, keys and values in one matrix.
+fn heads_of<'a>(plan: &sdpa::Attention<'_>, qkv: &'a [f64]) -> [sdpa::Heads<'a, f64>; 3] {
+    let stride = (plan.heads + 2 * plan.kv_heads) * plan.head_dim;
+    [0, plan.heads, plan.heads + plan.kv_heads]
+        .map(|first| sdpa::Heads { data: &qkv[(first * plan.head_dim).min(qkv.len())..], stride })
+}
+
+/// Elements that one thread converts at a time.
+const PIECE: usize = 1 << 14;
+
+vectorized! {
+    /// Rounds to nearest, ties to even, as the processor's own conversion; NaN stays NaN.
+    fn narrow_piece<'a, E: Real>(from: &'a [f32], to: &'a mut [bf16]) -> () {
+        for (to, x) in to.iter_mut().zip(from) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+            let quiet = (bits >> 16) | 0x40;
+            *to = bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}
+
+vectorized! {
+    fn widen_piece<'a, E: Real>(from: &'a [bf16], to: &'a mut [f32]) -> () {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
     }
 }
 
@@ -73,12 +120,61 @@ pub(crate) trait Real:
         accumulate: bool,
         precision: Precision,
     );
+    /// A right-hand factor prepared for many products.
+    type Packed: Send + Sync + std::fmt::Debug + Clone;
+    /// Prepares the right-hand factors `parts`, each `[k, n]` with its `n`, to be multiplied as one `[k, Σ n]`.
+    fn pack_beside(parts: &[(View<'_, Self>, usize)], k: usize, precision: Precision) -> Self::Packed;
+    /// Prepares the right-hand factors `parts`, each `[k, n]` with its `k`, to be multiplied as one `[Σ k, n]`.
+    fn pack_above(parts: &[(View<'_, Self>, usize)], n: usize, precision: Precision) -> Self::Packed;
+    /// [`gemm`](Self::gemm) with a prepared factor: the same bits.
+    fn gemm_packed(c: &mut [Self], ldc: usize, m: usize, a: View<'_, Self>, b: &Self::Packed, accumulate: bool);
+    /// Self-attention from queries, keys and values side by side; see [`sdpa::forward_packed`].
+    fn attention(plan: &sdpa::Attention<'_>, qkv: &[Self], out: &mut [Self], log_sums: &mut [Self]);
+    /// Its gradient; see [`sdpa::backward_packed`].
+    fn attention_backward(
+        plan: &sdpa::Attention<'_>,
+        qkv: &[Self],
+        out: &[Self],
+        log_sums: &[Self],
+        d_out: &[Self],
+        d_qkv: &mut [Self],
+    );
+    /// `Σ weights[i] · nll_i` over the output projection `weight`, `[V, width]`; see
+    /// [`cross_entropy::linear_cross_entropy`].
+    fn linear_cross_entropy(
+        targets: &[u32],
+        weights: &[f32],
+        hidden: &[Self],
+        weight: &[Self],
+        width: usize,
+        precision: Precision,
+        results: Losses<'_, Self>,
+    ) -> f64;
+    /// Where large buffers of this type are kept.
+    fn pool() -> Option<&'static Pool<Self>>;
+    /// Whether [`narrow`](Self::narrow) and [`widen`](Self::widen) exist.
+    const HAS_BF16: bool;
+    /// Rounds to bf16.
+    fn narrow(from: &[Self], to: &mut [bf16]);
+    /// Exact.
+    fn widen(from: &[bf16], to: &mut [Self]);
     /// `x [N, K] · m [K, R]` for a small R, in full precision.
     fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self>;
     /// `y [N, K] += h [N, R] · m [R, K]` for a small R, in full precision; rows of `y` are `stride` apart.
     fn low_rank_update(y: &mut [Self], stride: usize, width: usize, h: &[Self], m: &[Self], rank: usize);
     /// `xᵀ [K, N] · h [N, R]` for a small R, in full precision.
     fn low_rank_outer(x: Rows<'_, Self>, h: &[Self], rank: usize) -> Vec<Self>;
+}
+
+/// What [`Real::linear_cross_entropy`] writes, overwriting all of it.
+#[derive(Debug)]
+pub(crate) struct Losses<'a, E> {
+    /// `[M]`.
+    pub(crate) nll: &'a mut [E],
+    /// `[M, width]`: the gradient of the sum with respect to the hidden values.
+    pub(crate) d_hidden: Option<&'a mut [E]>,
+    /// `[V, width]`: the gradient with respect to the weight.
+    pub(crate) d_weight: Option<&'a mut [E]>,
 }
 
 /// `count` rows of `width` elements, `stride` apart.
@@ -157,6 +253,76 @@ impl Real for f32 {
         gemm(c, ldc, m, n, k, a, b, accumulate, precision);
     }
 
+    type Packed = Packed;
+
+    fn pack_beside(parts: &[(View<'_, Self>, usize)], k: usize, precision: Precision) -> Packed {
+        let words: usize = parts.iter().map(|(_, n)| n * k).sum();
+        Packed::new(words, precision, |memory| PackedB::beside(memory, &for_kernel(parts), k, precision))
+    }
+
+    fn pack_above(parts: &[(View<'_, Self>, usize)], n: usize, precision: Precision) -> Packed {
+        let words: usize = parts.iter().map(|(_, k)| n * k).sum();
+        Packed::new(words, precision, |memory| PackedB::above(memory, &for_kernel(parts), n, precision))
+    }
+
+    fn gemm_packed(c: &mut [Self], ldc: usize, m: usize, a: View<'_, Self>, b: &Packed, accumulate: bool) {
+        let a = MatRef { data: a.data, row_stride: a.row_stride, col_stride: a.col_stride };
+        gemm_packed(c, ldc, m, a, b.get(), accumulate);
+    }
+
+    fn attention(plan: &sdpa::Attention<'_>, qkv: &[Self], out: &mut [Self], log_sums: &mut [Self]) {
+        sdpa::forward_packed(plan, qkv, out, log_sums);
+    }
+
+    fn attention_backward(
+        plan: &sdpa::Attention<'_>,
+        qkv: &[Self],
+        out: &[Self],
+        log_sums: &[Self],
+        d_out: &[Self],
+        d_qkv: &mut [Self],
+    ) {
+        sdpa::backward_packed(plan, qkv, out, log_sums, d_out, d_qkv);
+    }
+
+    fn linear_cross_entropy(
+        targets: &[u32],
+        weights: &[f32],
+        hidden: &[Self],
+        weight: &[Self],
+        width: usize,
+        precision: Precision,
+        Losses { nll, d_hidden, d_weight }: Losses<'_, Self>,
+    ) -> f64 {
+        let vocabulary = weight.len() / width;
+        let forward = Self::pack_beside(&[(View::columns(weight, width), vocabulary)], width, precision).take();
+        let backward = d_hidden
+            .is_some()
+            .then(|| Self::pack_above(&[(View::rows(weight, width), vocabulary)], width, precision).take());
+        let weight = OutputWeight::from_packed(forward, backward);
+        let results = cross_entropy::Results { nll, d_hidden, d_weight, accumulate: false };
+        let loss = cross_entropy::Loss::new(targets, weights);
+        let sum = cross_entropy::linear_cross_entropy(&loss, hidden, &weight, results);
+        let (forward, backward) = weight.into_packed();
+        drop((Packed::from(forward), backward.map(Packed::from)));
+        sum
+    }
+
+    fn pool() -> Option<&'static Pool<Self>> {
+        static POOL: Pool<f32> = Pool::new();
+        Some(&POOL)
+    }
+
+    const HAS_BF16: bool = true;
+
+    fn narrow(from: &[Self], to: &mut [bf16]) {
+        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| narrow_piece::<f32>(from, to));
+    }
+
+    fn widen(from: &[bf16], to: &mut [Self]) {
+        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| widen_piece::<f32>(from, to));
+    }
+
     fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self> {
         let mut out = vec![0.0; x.count * rank];
         low_rank::project(&mut out, x.for_kernel(), m, rank);
@@ -212,6 +378,104 @@ impl Real for f64 {
                 c[i * ldc + j] = sum;
             }
         }
+    }
+
+    /// Row-major, with the number of columns.
+    type Packed = (Vec<f64>, usize);
+
+    fn pack_beside(parts: &[(View<'_, Self>, usize)], k: usize, _precision: Precision) -> Self::Packed {
+        let n = parts.iter().map(|(_, n)| n).sum();
+        let row = |i: usize| parts.iter().flat_map(move |(part, n)| (0..*n).map(move |j| part.at(i, j)));
+        ((0..k).flat_map(row).collect(), n)
+    }
+
+    fn pack_above(parts: &[(View<'_, Self>, usize)], n: usize, _precision: Precision) -> Self::Packed {
+        let part =
+            |(part, k): &(View<'_, Self>, usize)| -> Vec<f64> { (0..k * n).map(|i| part.at(i / n, i % n)).collect() };
+        (parts.iter().flat_map(part).collect(), n)
+    }
+
+    fn gemm_packed(c: &mut [Self], ldc: usize, m: usize, a: View<'_, Self>, b: &Self::Packed, accumulate: bool) {
+        let (b, n) = (&b.0, b.1);
+        Self::gemm(c, ldc, [m, n, b.len() / n], a, View::rows(b, n), accumulate, Precision::F32);
+    }
+
+    fn attention(plan: &sdpa::Attention<'_>, qkv: &[Self], out: &mut [Self], log_sums: &mut [Self]) {
+        let rows = out.len() / (plan.heads * plan.head_dim);
+        let (values, sums) = sdpa::reference::forward(plan, rows, heads_of(plan, qkv));
+        out.copy_from_slice(&values);
+        log_sums.copy_from_slice(&sums);
+    }
+
+    fn attention_backward(
+        plan: &sdpa::Attention<'_>,
+        qkv: &[Self],
+        out: &[Self],
+        _log_sums: &[Self],
+        d_out: &[Self],
+        d_qkv: &mut [Self],
+    ) {
+        let rows = out.len() / (plan.heads * plan.head_dim);
+        let (d_q, d_k, d_v) = sdpa::reference::backward(plan, rows, rows, heads_of(plan, qkv), d_out);
+        let [q_width, kv_width] = [plan.heads, plan.kv_heads].map(|heads| heads * plan.head_dim);
+        for (row, d) in d_qkv.chunks_exact_mut(q_width + 2 * kv_width).enumerate() {
+            let (q, rest) = d.split_at_mut(q_width);
+            let (k, v) = rest.split_at_mut(kv_width);
+            q.copy_from_slice(&d_q[row * q_width..][..q_width]);
+            k.copy_from_slice(&d_k[row * kv_width..][..kv_width]);
+            v.copy_from_slice(&d_v[row * kv_width..][..kv_width]);
+        }
+    }
+
+    fn linear_cross_entropy(
+        targets: &[u32],
+        weights: &[f32],
+        hidden: &[Self],
+        weight: &[Self],
+        width: usize,
+        _precision: Precision,
+        Losses { nll, mut d_hidden, mut d_weight }: Losses<'_, Self>,
+    ) -> f64 {
+        let mut sum = 0.0;
+        if let Some(d_weight) = &mut d_weight {
+            d_weight.fill(0.0);
+        }
+        for (i, x) in hidden.chunks_exact(width).enumerate() {
+            let (target, scale) = (targets[i] as usize, f64::from(weights[i]));
+            let logit = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+            let logits: Vec<f64> = weight.chunks_exact(width).map(logit).collect();
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let log_sum = largest + logits.iter().map(|l| (l - largest).exp()).sum::<f64>().ln();
+            nll[i] = log_sum - logits[target];
+            sum += scale * nll[i];
+            if let Some(d_hidden) = &mut d_hidden {
+                d_hidden[i * width..][..width].fill(0.0);
+            }
+            for (v, row) in weight.chunks_exact(width).enumerate() {
+                let d = scale * ((logits[v] - log_sum).exp() - f64::from(u8::from(v == target)));
+                if let Some(d_hidden) = &mut d_hidden {
+                    d_hidden[i * width..][..width].iter_mut().zip(row).for_each(|(t, w)| *t += d * w);
+                }
+                if let Some(d_weight) = &mut d_weight {
+                    d_weight[v * width..][..width].iter_mut().zip(x).for_each(|(t, x)| *t += d * x);
+                }
+            }
+        }
+        sum
+    }
+
+    fn pool() -> Option<&'static Pool<Self>> {
+        None
+    }
+
+    const HAS_BF16: bool = false;
+
+    fn narrow(_from: &[Self], _to: &mut [bf16]) {
+        unreachable!("f64 is kept in full");
+    }
+
+    fn widen(_from: &[bf16], _to: &mut [Self]) {
+        unreachable!("f64 is kept in full");
     }
 
     fn low_rank_project(x: Rows<'_, Self>, m: &[Self], rank: usize) -> Vec<Self> {

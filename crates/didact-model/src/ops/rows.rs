@@ -50,23 +50,6 @@ pub(crate) fn sum<E: Real>(a: &[E]) -> E {
     fold(lanes) + sum
 }
 
-/// The largest element.
-///
-/// # Panics
-/// If there is none.
-#[inline(always)]
-pub(crate) fn max<E: Real>(a: &[E]) -> E {
-    let mut lanes = [a[0]; LANES];
-    let blocks = a.chunks_exact(LANES);
-    let rest = blocks.remainder();
-    for a in blocks {
-        for l in 0..LANES {
-            lanes[l] = if a[l] > lanes[l] { a[l] } else { lanes[l] };
-        }
-    }
-    lanes.iter().chain(rest).fold(a[0], |most, &v| if v > most { v } else { most })
-}
-
 #[inline(always)]
 fn fold<E: Real>(mut lanes: [E; LANES]) -> E {
     let mut width = LANES / 2;

@@ -25,6 +25,11 @@ pub(crate) fn values<E: Real>(tensor: &FlexTensor) -> &[E] {
     &tensor.storage::<E>()[start..end]
 }
 
+/// The elements in row-major order, without a copy where nobody else holds the tensor and they lie so.
+pub(crate) fn into_values<E: Real>(tensor: FlexTensor) -> Vec<E> {
+    tensor.into_data().try_into_vec::<E>().expect("the number type that the operator was recorded with")
+}
+
 /// A tensor that takes over `values`.
 pub(crate) fn tensor<E: Real, const D: usize>(values: Vec<E>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(burn::tensor::TensorData::new(values, Shape::from(shape.to_vec())))

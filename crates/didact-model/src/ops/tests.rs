@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use didact_kernels::Precision;
+use didact_kernels::sdpa::Segment;
 
 use super::*;
 use crate::config::Activation;
@@ -13,9 +14,9 @@ use crate::rotary::RotaryTable;
 
 /// Finite differences in `f64` with `h = 1e-5 · max(1, |x|)`: the error of central differences is about `h²` and the
 /// rounding `1e-16 / h`, both well below this.
-const GRAD_F64: f64 = 1e-6;
+pub(super) const GRAD_F64: f64 = 1e-6;
 /// Two ways to compute the same in `f64`, a few hundred operations each.
-const SAME_F64: f64 = 1e-11;
+pub(super) const SAME_F64: f64 = 1e-11;
 /// `f32` against `f64` over sums of at most a few hundred terms: `4 · 2^-24 · √300`.
 const SUMS_F32: f64 = 4e-6;
 /// Products of operands rounded to 8 bits: measured worst case 0.7 %, times 2.
@@ -37,30 +38,30 @@ fn matrix(values: &[f64], dims: [usize; 2], dtype: DType) -> Tensor<2> {
     Tensor::from_data(data.convert_dtype(dtype), (&Device::flex().autodiff(), dtype))
 }
 
-type Function<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
+pub(super) type Function<'a> = &'a dyn Fn(&[Tensor<2>]) -> Tensor<2>;
 
 /// One operator with its inputs; vectors are matrices of one row.
-struct Case<'a> {
-    name: &'a str,
-    dims: Vec<[usize; 2]>,
-    composed: Function<'a>,
-    fused: Function<'a>,
+pub(super) struct Case<'a> {
+    pub(super) name: &'a str,
+    pub(super) dims: Vec<[usize; 2]>,
+    pub(super) composed: Function<'a>,
+    pub(super) fused: Function<'a>,
     /// The fused operator with bf16 products, where it has products.
-    bf16: Option<Function<'a>>,
+    pub(super) bf16: Option<Function<'a>>,
 }
 
 /// What an operator gives at its inputs: its values and, for the loss `Σ values · cotangent`, the inputs' gradients.
-struct Outcome {
-    values: Vec<f64>,
-    gradients: Vec<Vec<f64>>,
+pub(super) struct Outcome {
+    pub(super) values: Vec<f64>,
+    pub(super) gradients: Vec<Vec<f64>>,
 }
 
 impl Case<'_> {
-    fn inputs(&self) -> Vec<Vec<f64>> {
+    pub(super) fn inputs(&self) -> Vec<Vec<f64>> {
         self.dims.iter().enumerate().map(|(i, d)| numbers(100 + i as u64, d[0] * d[1])).collect()
     }
 
-    fn run(&self, function: Function<'_>, inputs: &[Vec<f64>], dtype: DType) -> Outcome {
+    pub(super) fn run(&self, function: Function<'_>, inputs: &[Vec<f64>], dtype: DType) -> Outcome {
         let inputs: Vec<Tensor<2>> =
             inputs.iter().zip(&self.dims).map(|(v, &d)| matrix(v, d, dtype).require_grad()).collect();
         let output = function(&inputs);
@@ -79,7 +80,7 @@ impl Case<'_> {
         output.iter().zip(numbers(7, output.len())).map(|(o, c)| o * c).sum()
     }
 
-    fn finite_differences(&self, function: Function<'_>) -> Vec<Vec<f64>> {
+    pub(super) fn finite_differences(&self, function: Function<'_>) -> Vec<Vec<f64>> {
         let mut inputs = self.inputs();
         (0..inputs.len())
             .map(|i| {
@@ -134,7 +135,7 @@ fn relative_error(actual: &[f64], expected: &[f64]) -> f64 {
     norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e)) / norm(&mut expected.iter().copied()).max(1e-300)
 }
 
-fn compare(name: &str, what: &str, actual: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
+pub(super) fn compare(name: &str, what: &str, actual: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         let error = relative_error(actual, expected);
         assert!(
@@ -144,7 +145,7 @@ fn compare(name: &str, what: &str, actual: &[Vec<f64>], expected: &[Vec<f64>], t
     }
 }
 
-fn vector(t: &Tensor<2>) -> Tensor<1> {
+pub(super) fn vector(t: &Tensor<2>) -> Tensor<1> {
     let n = t.dims()[1];
     t.clone().reshape([n])
 }
@@ -264,15 +265,15 @@ fn gathered_rows_add_up_their_gradients() {
 
 /// Sequences of these lengths; positions that restart in the middle.
 fn plan(lengths: &[usize], rotary: bool, precision: Precision) -> Arc<AttentionPlan> {
-    let mut sequences = Vec::new();
+    let mut segments = Vec::new();
     let mut tokens = 0;
     for &len in lengths {
-        sequences.push(tokens..tokens + len);
+        segments.push(Segment::whole(tokens..tokens + len));
         tokens += len;
     }
     let positions: Vec<u32> = (0..tokens).map(|i| (i % 7) as u32).collect();
     Arc::new(AttentionPlan {
-        sequences,
+        segments,
         heads: 4,
         kv_heads: 2,
         head_dim: 6,

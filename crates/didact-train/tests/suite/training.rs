@@ -49,7 +49,8 @@ impl Hook for Gradients {
     }
 
     fn after_gradients(&mut self, _: &StepPlan, _: &Decoder, gradients: &mut GradientBuffers) -> HookResult {
-        let all = gradients.iter().map(|(_, _, gradient)| gradient.to_vec()).collect();
+        let mut all = Vec::new();
+        gradients.for_each(|_, gradient| all.push(gradient.to_vec()));
         self.0.lock().expect("no panic while it was held").push(all);
         Ok(())
     }
@@ -226,12 +227,11 @@ fn a_gradient_that_is_not_finite_stops_before_the_update() {
             "infinite"
         }
         fn after_gradients(&mut self, plan: &StepPlan, _: &Decoder, gradients: &mut GradientBuffers) -> HookResult {
-            if plan.step == 0
-                && let Some((_, gradient)) =
-                    gradients.iter_mut().find(|(name, _)| name.ends_with("1.mlp.up_proj.weight"))
-            {
-                gradient[7] = f32::INFINITY;
-            }
+            gradients.for_each(|name, gradient| {
+                if plan.step == 0 && name.ends_with("1.mlp.up_proj.weight") {
+                    gradient[7] = f32::INFINITY;
+                }
+            });
             Ok(())
         }
     }
@@ -387,8 +387,10 @@ fn parameters_and_moments_keep_their_addresses() {
         let Batch { rows, len, ids, segment, position, .. } = &batch;
         let input = DecoderInput { ids, segments: segment, positions: position, rows: *rows, len: *len };
         let mode = ForwardMode::Train { dropout_key: step };
-        let result = loss::next_token(&decoder, &input, &batch.targets, &batch.weight, &mode);
-        gradients.add(decoder.parameters(), result.loss_sum.backward(), result.total_weight);
+        gradients.add(decoder.parameters(), || {
+            let result = loss::next_token(&decoder, &input, &batch.targets, &batch.weight, &mode);
+            ((), Some((result.loss_sum.backward(), result.total_weight)))
+        });
         gradients.divide_by_weight();
         optimizer.update(decoder.parameters_mut(), &gradients, 1e-3, 1.0);
         gradients.clear();

@@ -221,7 +221,7 @@ const INFO_RANK: usize = 16;
 
 fn memory_report(config: &ModelConfig) -> MemoryReport {
     let context = config.max_position_embeddings.min(INFO_CONTEXT);
-    let shape = |trained| TrainingShape { rows: INFO_BATCH, len: context, accumulation: 1, trained };
+    let shape = |trained| TrainingShape::new(INFO_BATCH, context, trained);
     let lora = Trained::Lora { rank: INFO_RANK, target_modules: TargetModules::AllLinear, dropout: false };
     MemoryReport {
         run: memory::to_run(config, INFO_BATCH, context),

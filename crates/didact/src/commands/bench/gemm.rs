@@ -183,7 +183,6 @@ fn products(model: &BenchModel) -> Vec<Product> {
 
 /// GFLOP/s of the product that shares of this machine's peak refer to: a square of [`PEAK_SIZE`], measured for
 /// `seconds`.
-#[expect(dead_code, reason = "for `bench train`")]
 pub(super) fn peak(precision: Precision, seconds: f64) -> f64 {
     let report = Product::square(PEAK_SIZE).measure(seconds);
     let best = best(&report);
