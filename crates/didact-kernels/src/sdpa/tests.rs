@@ -181,9 +181,8 @@ fn both_passes_agree_with_the_formula_at_every_level() {
 /// Few and small, for an interpreter that checks every access.
 #[test]
 fn portable_attention_for_miri() {
-    let case = Case { segments: whole(&[3, 9]), heads: 2, kv_heads: 1, d: 4, causal: true, window: None, rotary: true };
+    let case = Case { segments: whole(&[3]), heads: 1, kv_heads: 1, d: 2, causal: true, window: None, rotary: true };
     case.check(Level::Portable, Precision::F32);
-    case.check(Level::Portable, Precision::Bf16);
 }
 
 proptest! {
