@@ -74,6 +74,7 @@ fn score(word: &str) -> f64 {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a judge may fail")]
 fn judge(steps: &[Step<'_>]) -> Result<Vec<Judgement>, GenerateError> {
     Ok(steps
         .iter()
