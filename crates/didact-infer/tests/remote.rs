@@ -406,12 +406,12 @@ fn the_key_comes_from_a_variable_and_shows_nowhere() {
 fn a_stop_gives_up_what_is_on_its_way() {
     let cancel = Cancel::new();
     let raised = cancel.clone();
-    let server = Server::new(move |number, asked| match number {
-        0 => Reply::Json(200, backwards(asked)),
-        _ => {
-            raised.cancel();
-            Reply::Silence
+    let server = Server::new(move |number, asked| {
+        if number == 0 {
+            return Reply::Json(200, backwards(asked));
         }
+        raised.cancel();
+        Reply::Silence
     });
     let generator = RemoteGenerator::new(RemoteOptions { concurrency: 1, ..server.options() }).expect("it is right");
     let outcomes = generator.generate_all(&requests(5), &cancel).expect("a stop is no failure");

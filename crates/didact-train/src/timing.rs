@@ -177,7 +177,7 @@ mod tests {
         let mut pace = Pace::new(2);
         pace.step(10, 1e9, Duration::from_secs(1));
         assert_eq!(pace.share_of_peak(Precision::F32), None);
-        pace.step(10, 1e9, Duration::from_secs(60));
+        pace.step(10, 1e9, Duration::from_mins(1));
         let share = pace.share_of_peak(Precision::F32).expect("half a minute has passed");
         assert!(share > 0.0 && share.is_finite());
         assert_eq!(pace.share_of_peak(Precision::F32), Some(share));

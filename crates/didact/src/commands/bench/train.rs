@@ -184,7 +184,7 @@ struct Stepper {
 
 impl Stepper {
     fn new(config: &ModelConfig, rows: usize, len: usize, streams: Streams) -> Self {
-        let decoder = Decoder::init(config, streams, &Device::flex());
+        let decoder = Decoder::init(config, &streams, &Device::flex());
         // Rows of `len + 1` random tokens: every token but a row's last has a target.
         let mut uniform = vec![0.0; rows * (len + 1)];
         fill_uniform(streams.key("bench-tokens", &[]), 0.0, 1.0, &mut uniform);
