@@ -114,7 +114,7 @@ pub(crate) enum Command {
                       didact generate --model smollm2-135m-instruct --chat --prompt 'Name a fruit and its colour' --json-schema fruit.json\n  \
                       didact generate --endpoint http://127.0.0.1:8080/v1 --model NAME --input prompts.jsonl --journal answers.jsonl"
     )]
-    Generate(commands::generate::GenerateArgs),
+    Generate(Box<commands::generate::GenerateArgs>),
     /// Log-probabilities of given continuations
     #[command(after_help = "Example:\n  didact score --model smollm2-135m-instruct --input pairs.jsonl --json\n\n\
                       Prompt and continuation are tokenised together, so that the border falls as in running text; white space\n\

@@ -27,7 +27,7 @@ pub(super) enum ToolChoice {
 /// The tools of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tools {
-    tools: Vec<Tool>,
+    list: Vec<Tool>,
     names: Vec<String>,
     choice: ToolChoice,
     /// Most calls of an answer.
@@ -79,12 +79,12 @@ impl Tools {
             return Ok(None);
         }
         let most = if is_parallel { usize::MAX } else { 1 };
-        Ok(Some(Self { tools: tools.iter().cloned().map(Tool).collect(), names, choice, most }))
+        Ok(Some(Self { list: tools.iter().cloned().map(Tool).collect(), names, choice, most }))
     }
 
     /// As templates take them.
     pub(super) fn list(&self) -> &[Tool] {
-        &self.tools
+        &self.list
     }
 
     /// What the text of the answer must be, when there has to be a call.
@@ -100,9 +100,9 @@ impl Tools {
         };
         let mut calls: Vec<Value> = match &self.choice {
             ToolChoice::Auto | ToolChoice::None => return None,
-            ToolChoice::Required => self.tools.iter().map(call).collect(),
+            ToolChoice::Required => self.list.iter().map(call).collect(),
             ToolChoice::Named(name) => {
-                self.tools.iter().filter(|Tool(tool)| tool["function"]["name"] == name.as_str()).map(call).collect()
+                self.list.iter().filter(|Tool(tool)| tool["function"]["name"] == name.as_str()).map(call).collect()
             }
         };
         let schema = if calls.len() == 1 { calls.remove(0) } else { json!({"anyOf": calls}) };
@@ -112,14 +112,15 @@ impl Tools {
     /// The conversation for a template that does not show tools: their signatures stand in the system message, calls in
     /// the turns that made them, in the notation of the recipes that teach tool use.
     pub(super) fn written_out(&self, messages: &[Message]) -> Vec<Message> {
-        let signatures: Vec<String> = self.tools.iter().map(signature).collect();
+        let signatures: Vec<String> = self.list.iter().map(signature).collect();
         let listing = toolworld::listing(&signatures);
         let mut messages = messages.to_vec();
         for message in &mut messages {
             let calls = std::mem::take(&mut message.tool_calls);
             if !calls.is_empty() {
                 let calls: Vec<String> = calls.iter().map(render_call).collect();
-                message.content = [std::mem::take(&mut message.content), calls.join("\n")].join("\n").trim().to_owned();
+                let text = [std::mem::take(&mut message.content), calls.join("\n")].join("\n");
+                text.trim().clone_into(&mut message.content);
             }
         }
         match messages.first_mut().filter(|first| first.role == Role::System) {
