@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// White space between the parts of a JSON document: enough for indentation, not enough to go on for ever, which models
-/// that are made to write JSON tend to do.
-const WHITE_SPACE: &str = r"[ \t\n\r]{1,40}";
+/// White space between the parts of a JSON document: a space, or a new line and its indentation. Models that are made to
+/// write JSON otherwise tend to write white space for ever.
+const WHITE_SPACE: &str = r" |\r?\n[ \t]{0,32}";
 
 /// Compiles the constraints of one model's requests.
 pub(crate) struct Constraints {
@@ -69,8 +69,9 @@ impl Constraints {
         let fresh = Matcher::new(Ok(parser));
         // Some errors only show when the first token is looked for.
         let mut matcher = fresh.deep_clone();
+        let is_accepting = matcher.is_accepting().unwrap_or(false);
         if let Err(error) = matcher.compute_mask_or_eos()
-            && !matcher.stop_reason().is_ok()
+            && !is_accepting
         {
             return Err(refuse(format!("{error:#}")));
         }
@@ -138,6 +139,8 @@ impl Grammar {
     /// # Errors
     /// [`RequestError::Constraint`] when looking for them became too costly.
     pub(crate) fn rule_out(&mut self, scores: &mut [f32]) -> Result<(), RequestError> {
+        // Asked first: a failure leaves nothing to ask.
+        let is_accepting = self.matcher.is_accepting().unwrap_or(false);
         match self.matcher.compute_mask_or_eos() {
             Ok(mask) => {
                 for (word, scores) in mask.as_slice().iter().zip(scores.chunks_mut(32)) {
@@ -155,7 +158,7 @@ impl Grammar {
                 }
                 Ok(())
             }
-            Err(_) if self.matcher.stop_reason().is_ok() => {
+            Err(_) if is_accepting => {
                 scores.fill(f32::NEG_INFINITY);
                 self.is_complete = true;
                 Ok(())

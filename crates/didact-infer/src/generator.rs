@@ -151,6 +151,11 @@ impl LocalGenerator {
     /// continuation's, since tokens begin with white space. Before an empty prompt stands the token that begins a text, or
     /// else the one that ends it. All of this as the lm-evaluation-harness has it.
     fn pair(&self, prompt: &Prompt, continuation: &Prompt) -> Result<Pair, RequestError> {
+        let rendered = match prompt {
+            Prompt::Messages { messages, tools } => Some(Prompt::Text(self.model.render(messages, tools)?)),
+            _ => None,
+        };
+        let prompt = rendered.as_ref().unwrap_or(prompt);
         let (begin, ids) = match (prompt, continuation) {
             (Prompt::Text(first), Prompt::Text(second)) => {
                 let whole = format!("{first}{second}");
@@ -163,11 +168,6 @@ impl LocalGenerator {
                 } else {
                     (self.model.encode(&Prompt::Text(first.to_owned()))?, self.model.encode(&Prompt::Text(whole))?)
                 }
-            }
-            (Prompt::Messages { messages, tools }, Prompt::Text(second)) => {
-                // The template decides about its white space.
-                let whole = self.model.render(messages, tools)? + second;
-                (self.model.encode(prompt)?, self.model.encode(&Prompt::Text(whole))?)
             }
             _ => {
                 let begin = self.model.encode(prompt)?;

@@ -365,7 +365,7 @@ impl<'a> Printer<'a> {
                     ids: answer.ids.clone(),
                     finish_reason: Some(answer.finish_reason),
                     sum_logprob: (self.model.is_some() || !answer.log_probs.is_empty())
-                        .then(|| answer.log_probs.iter().map(|&p| f64::from(p)).sum()),
+                        .then(|| answer.log_probs.iter().fold(0.0, |sum, &p| sum + f64::from(p))),
                     score: scores.get(number).copied(),
                     logprobs: self.with_log_probs.then(|| self.tokens(answer)),
                     ..empty()

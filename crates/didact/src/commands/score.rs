@@ -48,7 +48,7 @@ impl ScoreRow {
     fn new(index: usize, scored: Result<&TokenLogProbs, &RequestError>) -> Self {
         let (sum_logprob, tokens, greedy, error) = match scored {
             Ok(scored) => {
-                let sum = scored.log_probs.iter().map(|&p| f64::from(p)).sum();
+                let sum = scored.log_probs.iter().fold(0.0, |sum, &p| sum + f64::from(p));
                 (Some(sum), scored.ids.len(), Some(scored.is_greedy), None)
             }
             Err(error) => (None, 0, None, Some(error.to_string())),

@@ -105,7 +105,9 @@ impl Tools {
                 self.list.iter().filter(|Tool(tool)| tool["function"]["name"] == name.as_str()).map(call).collect()
             }
         };
-        let schema = if calls.len() == 1 { calls.remove(0) } else { json!({"anyOf": calls}) };
+        let mut schema = if calls.len() == 1 { calls.remove(0) } else { json!({"anyOf": calls}) };
+        // A program reads it: no indentation.
+        schema["x-guidance"] = json!({"whitespace_pattern": " "});
         Some(Constraint::JsonSchema(schema))
     }
 
