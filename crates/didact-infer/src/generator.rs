@@ -151,28 +151,26 @@ impl LocalGenerator {
     /// continuation's, since tokens begin with white space. Before an empty prompt stands the token that begins a text, or
     /// else the one that ends it. All of this as the lm-evaluation-harness has it.
     fn pair(&self, prompt: &Prompt, continuation: &Prompt) -> Result<Pair, RequestError> {
-        let rendered = match prompt {
-            Prompt::Messages { messages, tools } => Some(Prompt::Text(self.model.render(messages, tools)?)),
-            _ => None,
+        let rendered = if let Prompt::Messages { messages, tools } = prompt {
+            Some(Prompt::Text(self.model.render(messages, tools)?))
+        } else {
+            None
         };
         let prompt = rendered.as_ref().unwrap_or(prompt);
-        let (begin, ids) = match (prompt, continuation) {
-            (Prompt::Text(first), Prompt::Text(second)) => {
-                let whole = format!("{first}{second}");
-                let first = first.trim_end();
-                if first.is_empty() {
-                    let prefix = self.tokenizer().bos().or(self.model.eos().first().copied());
-                    let begin: Vec<u32> = prefix.into_iter().collect();
-                    let rest = self.tokenizer().encode(&whole).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
-                    (begin.clone(), [begin, rest].concat())
-                } else {
-                    (self.model.encode(&Prompt::Text(first.to_owned()))?, self.model.encode(&Prompt::Text(whole))?)
-                }
+        let (begin, ids) = if let (Prompt::Text(first), Prompt::Text(second)) = (prompt, continuation) {
+            let whole = format!("{first}{second}");
+            let first = first.trim_end();
+            if first.is_empty() {
+                let prefix = self.tokenizer().bos().or(self.model.eos().first().copied());
+                let begin: Vec<u32> = prefix.into_iter().collect();
+                let rest = self.tokenizer().encode(&whole).map_err(|e| RequestError::Tokenizer(e.to_string()))?;
+                (begin.clone(), [begin, rest].concat())
+            } else {
+                (self.model.encode(&Prompt::Text(first.to_owned()))?, self.model.encode(&Prompt::Text(whole))?)
             }
-            _ => {
-                let begin = self.model.encode(prompt)?;
-                (begin.clone(), [begin, self.model.encode(continuation)?].concat())
-            }
+        } else {
+            let begin = self.model.encode(prompt)?;
+            (begin.clone(), [begin, self.model.encode(continuation)?].concat())
         };
         if begin.is_empty() {
             return Err(RequestError::EmptyPrompt);
