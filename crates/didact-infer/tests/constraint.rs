@@ -9,7 +9,6 @@ use didact_infer::{End, LocalGenerator, Options, Samplers};
 use didact_kernels::random;
 use regex::Regex;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// Scores per step: bytes, an unused token, an end of turn and two tokens that the tokenizer does not know.
 const VOCAB: usize = 260;
@@ -23,7 +22,7 @@ fn samplers() -> Samplers {
 fn constrained(constraint: Constraint, seed: u64) -> Sampling {
     let likelier = b"\"}]),:".map(|byte| (u32::from(byte), 5.0));
     let unlikely = b"eE".map(|byte| (u32::from(byte), -100.0));
-    let logit_bias = BTreeMap::from_iter(likelier.into_iter().chain(unlikely));
+    let logit_bias = likelier.into_iter().chain(unlikely).collect();
     Sampling { constraint: Some(constraint), logit_bias, max_tokens: 6000, ..drawn(seed, 1) }
 }
 
