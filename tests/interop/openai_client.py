@@ -97,7 +97,7 @@ def tools(client):
     client.chat.completions.create(model="model", messages=messages, tools=[TOOL], max_tokens=4)
     schema = {"name": "x", "strict": True, "schema": TOOL["function"]["parameters"]}
     answer = client.chat.completions.create(
-        model="model", messages=messages[:1], max_tokens=80, response_format={"type": "json_schema", "json_schema": schema}
+        model="model", messages=messages[:1], max_tokens=800, response_format={"type": "json_schema", "json_schema": schema}
     )
     check(json.loads(answer.choices[0].message.content) == {"city": "oslo"}, answer)
     print("tools and response formats: right")
