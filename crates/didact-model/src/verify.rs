@@ -24,6 +24,9 @@ pub const LOSS: f64 = 1e-5;
 pub const GRADIENTS: f64 = 1e-4;
 /// Logits of a real model, absolute.
 pub const REAL_LOGITS: f64 = 2e-3;
+/// Mean losses of a real model, in nats, absolute. SmolLM2's 30 layers in f32 come within 1.5e-5 of the reference with our
+/// operators at any kernel level, and within 1.3e-5 with Burn's own in their places.
+pub const REAL_LOSS: f64 = 3e-5;
 
 /// One comparison.
 #[derive(Debug, Clone, Serialize)]
@@ -207,7 +210,7 @@ pub fn verify_prompt(decoder: &Decoder, name: &str, golden: &PromptGolden) -> Re
     };
     Ok(vec![
         // The mean over a few tokens of a model whose logits are within their own tolerance.
-        Check::absolute(format!("{name} mean_nll"), &[mean_nll], &[golden.mean_nll], LOSS),
+        Check::absolute(format!("{name} mean_nll"), &[mean_nll], &[golden.mean_nll], REAL_LOSS),
         Check::absolute(format!("{name} top logits"), &at_top, &golden.top_logits, REAL_LOGITS),
         Check::equal(format!("{name} likeliest token"), !decided || largest == golden.top_ids.first().copied()),
     ])
