@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -12,6 +13,8 @@ DATA = HERE / "results.json"
 PAGE = HERE / "RESULTS.md"
 # Processes waiting for a processor, above which this machine is not called idle.
 IDLE = 0.5
+# Share of the processors used by others, above which it is not called idle either.
+BUSY = 0.05
 TITLE = """# Results
 
 How fast Didact is beside others on the same machine, in the same session. Each section names the command that made it.
@@ -31,7 +34,7 @@ def save(everything):
 
 def replace_section(name, text):
     """Puts a section into the page, in the place of an older one."""
-    begin, end = f"<!-- begin {name}, which a program in bench/ writes -->\n", f"<!-- end of {name} -->\n"
+    begin, end = f"<!-- {name}: made by bench/{name}.py -->\n", f"<!-- end of {name} -->\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else TITLE
     if begin in page:
         before, rest = page.split(begin, 1)
@@ -50,6 +53,29 @@ def load_average():
             f"warning: the load is {load:.2f}: this machine is not idle; it is recorded with the results", file=sys.stderr
         )
     return load
+
+
+def others(seconds=3.0):
+    """Share of this machine's processors that other programs use, looked at for some seconds in which this one sleeps.
+
+    Unlike the load it does not remember what ran just before, such as the last measurement.
+    """
+
+    def ticks():
+        with open("/proc/stat", encoding="ascii") as file:
+            fields = [int(field) for field in file.readline().split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    try:
+        total, idle = ticks()
+        time.sleep(seconds)
+        total, idle = (after - before for after, before in zip(ticks(), (total, idle)))
+    except OSError:
+        return float("nan")
+    share = 1 - idle / max(total, 1)
+    if share >= BUSY:
+        print(f"warning: other programs use {share:.0%} of this machine: it is not idle; recorded", file=sys.stderr)
+    return share
 
 
 def commit():

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 
-from results import HERE, ROOT, commit, load, load_average, machine, replace_section, save
+from results import BUSY, HERE, ROOT, commit, load, load_average, machine, others, replace_section, save
 
 # Case: model, precision, further arguments of `didact bench train`, least throughput ratio, largest memory ratio.
 LEAN = ["--activation-checkpointing", "--bf16-gradients"]
@@ -48,15 +48,18 @@ def spread(values, digits):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def measure(name, didact, pairs):
+def measure(name, didact, pairs, steps, version):
     """Runs a case's pairs."""
     model, precision, more, _, _ = CASES[name]
-    ours = [didact, "bench", "train", "--model", model, "--precision", precision, *more, "--json", "-q"]
-    theirs = [sys.executable, str(HERE / "torch_train.py"), model, precision]
+    count = [] if steps is None else [str(steps)]
+    ours = [didact, "bench", "train", "--model", model, "--precision", precision, *more]
+    ours += [*(["--steps", *count] if count else []), "--json", "-q"]
+    theirs = [sys.executable, str(HERE / "torch_train.py"), model, precision, *count]
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "load_before": load_average(),
-        "commit": commit(),
+        "others_before": others(),
+        "commit": version,
         "machine": machine(didact),
         "didact": [],
         "torch": [],
@@ -100,9 +103,11 @@ def render(records):
         ours, theirs = records[name]["didact"], records[name]["torch"]
         ratios = [d["tokens_per_s"] / t["tokens_per_s"] for d, t in pairs[name]]
         share = statistics.median(d["share_of_peak"] for d in ours)
+        is_idle = records[name]["others_before"] < BUSY
+        judged = verdict(statistics.median(ratios), CASES[name][3], True) if is_idle else "not judged: not idle"
         lines.append(
             f"| {name} | {spread([t['tokens_per_s'] for t in theirs], 0)} | {spread([d['tokens_per_s'] for d in ours], 0)} "
-            f"| **{spread(ratios, 2)}** | {verdict(statistics.median(ratios), CASES[name][3], True)} | {share:.0%} |"
+            f"| **{spread(ratios, 2)}** | {judged} | {share:.0%} |"
         )
     lines += [
         "",
@@ -116,13 +121,24 @@ def render(records):
             f"| {name} | {spread([t['peak_rss_mb'] for t in theirs], 0)} | {spread([d['peak_rss_mb'] for d in ours], 0)} "
             f"| **{spread(ratios, 2)}** | {verdict(statistics.median(ratios), CASES[name][4], False)} |"
         )
-    lines += ["", "| case | pairs | date | commit | load before | machine |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "What other programs used of the processors just before each case is in the fifth column, the load of the last",
+        "minute, our own case before it included, in the sixth.",
+        "",
+        "| case | pairs x steps | date | commit | others | load | machine |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in names:
         record = records[name]
         lines.append(
-            f"| {name} | {len(record['didact'])} | {record['date']} | {record['commit']} | {record['load_before']:.2f}"
-            f"{'' if record['load_before'] < 0.5 else ' (not idle)'} | {record['machine']} |"
+            f"| {name} | {len(record['didact'])} x {record['didact'][0]['spread']['rounds']} | {record['date']} "
+            f"| {record['commit']} | {record['others_before']:.0%}{'' if record['others_before'] < BUSY else ' (not idle)'} "
+            f"| {record['load_before']:.2f} | {record['machine']} |"
         )
+    missing = [name for name in CASES if name not in records]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     if any(CASES[name][2] for name in names):
         lines += ["", f"`lean` is `{' '.join(LEAN)}`."]
     return "\n".join(lines) + "\n"
@@ -132,6 +148,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cases", default=",".join(DEFAULT), help=f"of {', '.join(CASES)}")
+    parser.add_argument("--steps", type=int, help="steps timed per process [12 for small, 4 for 135m]")
+    parser.add_argument("--commit", default=commit(), help="what the program was built from [this repository's]")
     parser.add_argument("--didact", default=str(ROOT / "target" / "release" / "didact"))
     options = parser.parse_args()
     names = options.cases.split(",")
@@ -139,7 +157,7 @@ def main():
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     for name in names:
-        record = measure(name, options.didact, options.pairs)
+        record = measure(name, options.didact, options.pairs, options.steps, options.commit)
         everything = load()
         everything.setdefault("train", {})[name] = record
         save(everything)
