@@ -1,0 +1,44 @@
+//! The published methods that are implemented here, each with what it takes to apply it and to try its claim again.
+
+use crate::reproduce::Reproduction;
+use serde::Serialize;
+
+/// A published method.
+#[derive(Clone, Copy, Serialize)]
+pub struct Method {
+    /// Its name on the command line.
+    pub slug: &'static str,
+    /// The paper's title.
+    pub paper: &'static str,
+    /// Its authors, shortened.
+    pub authors: &'static str,
+    /// When it appeared.
+    pub year: u16,
+    /// Its arXiv id.
+    pub arxiv: &'static str,
+    /// What a user brings to apply it.
+    pub needs: &'static str,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// Its claim, to be tried again.
+    #[serde(skip)]
+    pub reproduction: &'static dyn Reproduction,
+}
+
+impl std::fmt::Debug for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Method").field("slug", &self.slug).field("arxiv", &self.arxiv).finish_non_exhaustive()
+    }
+}
+
+const METHODS: [&Method; 0] = [];
+
+/// All methods, in the order to show them.
+pub fn methods() -> &'static [&'static Method] {
+    &METHODS
+}
+
+/// The method of that name.
+pub fn method(slug: &str) -> Option<&'static Method> {
+    METHODS.iter().copied().find(|method| method.slug == slug)
+}
