@@ -72,6 +72,9 @@ pub struct Sampling {
     pub top_log_probs: usize,
     /// What the text of the answer must be.
     pub constraint: Option<Constraint>,
+    /// The adapter of the model that answers, by the name that it was loaded under. `None` is the model itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
 }
 
 impl Default for Sampling {
@@ -95,6 +98,7 @@ impl Default for Sampling {
             log_probs: true,
             top_log_probs: 0,
             constraint: None,
+            adapter: None,
         }
     }
 }

@@ -4,15 +4,19 @@
 //! which sequence a row belongs to, through the sequence's [`KvCache`]. Since every kernel gives a row the same bits
 //! whatever stands beside it, a token's logits do not depend on the batch or on how a prompt was cut into pieces.
 
-use crate::cache::KvCache;
+use crate::adapter::{EngineAdapter, Run, Site, add_branches};
+use crate::cache::{KvCache, Pool};
+use crate::error::InferError;
 use crate::weights::EngineWeights;
-use didact_kernels::gemm::{MatRef, PackedB, gemm_packed};
+use didact_kernels::gemm::{MatRef, PackedB, gemm_rows};
 use didact_kernels::{Precision, activation, attention, norm, rope, vector};
+use didact_model::peft::Adapter;
 use didact_model::rope::inverse_frequencies;
 use didact_model::{Activation, Architecture, ModelConfig};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows of logits that exist at a time.
 const LOGIT_ROWS: usize = 256;
@@ -22,16 +26,19 @@ const LOGIT_ROWS: usize = 256;
 pub struct Engine {
     config: ModelConfig,
     precision: Precision,
-    /// `[V, E]`.
-    embedding: Vec<f32>,
+    /// `[E, V]`; the output projection too, unless there is a `head`. In bf16 it is rounded as the products' operands are.
+    embedding: PackedB,
     /// `[context, E]`, of models that learn their positions.
     positions: Option<Vec<f32>>,
     blocks: Vec<Block>,
     norm: Norm,
-    head: PackedB,
+    head: Option<PackedB>,
     /// Angle per position of each pair of dimensions; empty without rotary embedding.
     frequencies: Vec<f32>,
     rotary_scale: f32,
+    pool: Arc<Pool>,
+    /// Memory of passes, for those that run at the same time one each.
+    spare: Mutex<Vec<Workspace>>,
     tokens_read: AtomicU64,
 }
 
@@ -111,7 +118,7 @@ impl Linear {
 
     fn product(&self, y: &mut [f32], x: &[f32], accumulate: bool) {
         let (inputs, outputs) = (self.weight.k(), self.weight.n());
-        gemm_packed(y, outputs, x.len() / inputs, MatRef::rows(x, inputs), &self.weight, accumulate);
+        gemm_rows(y, outputs, x.len() / inputs, x, &self.weight, accumulate);
         if let Some(bias) = &self.bias {
             vector::add_bias(y, bias);
         }
@@ -169,14 +176,17 @@ impl Engine {
         } else {
             ("model.embed_tokens.weight", None, "model.norm")
         };
-        let embedding = w.take(embedding).1;
-        let untied = if config.tie_word_embeddings { None } else { Some(w.take("lm_head.weight").1) };
-        let head = MatRef::transposed(untied.as_deref().unwrap_or(&embedding), config.hidden_size);
-        let head = PackedB::new(head, config.hidden_size, config.vocab_size, precision);
+        let table = |values: &[f32]| {
+            let columns = MatRef::transposed(values, config.hidden_size);
+            PackedB::new(columns, config.hidden_size, config.vocab_size, precision)
+        };
+        let embedding = table(&w.take(embedding).1);
+        let head = (!config.tie_word_embeddings).then(|| table(&w.take("lm_head.weight").1));
         let (frequencies, rotary_scale) = inverse_frequencies(&config);
         Self {
             positions: positions.map(|name| w.take(name).1),
             norm: Norm::take(w, norm, eps),
+            pool: pool(&config, precision),
             config,
             precision,
             embedding,
@@ -184,6 +194,7 @@ impl Engine {
             head,
             frequencies,
             rotary_scale,
+            spare: Mutex::new(Vec::new()),
             tokens_read: AtomicU64::new(0),
         }
     }
@@ -203,9 +214,42 @@ impl Engine {
         self.tokens_read.load(Ordering::Relaxed)
     }
 
+    /// Memory of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        let linear = |l: &Linear| l.weight.bytes();
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|b| linear(&b.qkv) + linear(&b.attention_out) + linear(&b.feed_in) + linear(&b.feed_out));
+        blocks.sum::<usize>() + self.embedding.bytes() + self.head.as_ref().map_or(0, PackedB::bytes)
+    }
+
+    /// Memory of the caches in use, of those that were made by [`cache`](Self::cache).
+    pub fn cache_bytes(&self) -> usize {
+        self.pool.live() * self.pool.page_bytes()
+    }
+
     /// A cache for a new sequence.
     pub fn cache(&self) -> KvCache {
-        KvCache::new(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
+        self.pool.cache(None)
+    }
+
+    /// A cache for a new sequence that is read with an adapter.
+    pub fn cache_with(&self, adapter: &Arc<EngineAdapter>) -> KvCache {
+        self.pool.cache(Some(Arc::clone(adapter)))
+    }
+
+    /// A place for caches of its own.
+    pub(crate) fn new_pool(&self) -> Arc<Pool> {
+        pool(&self.config, self.precision)
+    }
+
+    /// Packs a LoRA adapter, to be used beside the weights: see [`cache_with`](Self::cache_with).
+    ///
+    /// # Errors
+    /// When it does not fit the model.
+    pub fn adapter(&self, adapter: &Adapter) -> Result<Arc<EngineAdapter>, InferError> {
+        Ok(Arc::new(EngineAdapter::new(adapter, &self.config, self.precision)?))
     }
 
     /// Reads the spans' tokens and hands over logits in pieces: the range of rows, counted over all rows that were asked
@@ -215,67 +259,15 @@ impl Engine {
     /// If an id is not in the vocabulary or a sequence becomes longer than the context of a model that learns its
     /// positions.
     pub fn forward(&self, spans: &mut [Span<'_>], mut logits: impl FnMut(Range<usize>, &[f32])) {
-        let config = &self.config;
-        let (hidden, d) = (config.hidden_size, config.head_dim);
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let qkv_width = (heads + 2 * kv_heads) * d;
+        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let rows: usize = spans.iter().map(|s| s.ids.len()).sum();
         if rows == 0 {
             return;
         }
         self.tokens_read.fetch_add(rows as u64, Ordering::Relaxed);
-        let positions: Vec<u32> =
-            spans.iter().flat_map(|s| (s.cache.len()..s.cache.len() + s.ids.len()).map(|p| p as u32)).collect();
-        // Where each row's sequence stands among the spans.
-        let owners: Vec<usize> = spans.iter().enumerate().flat_map(|(i, s)| vec![i; s.ids.len()]).collect();
-        for span in spans.iter_mut() {
-            span.cache.grow(span.ids.len());
-        }
-        let mut x = self.embed(spans.iter().flat_map(|s| s.ids), &positions);
-        let (cos, sin) = self.rotations(&positions);
-        // Each row of the tables belongs to one row of tokens.
-        let table_rows: Vec<u32> = (0..rows as u32).collect();
-
-        let mut normed = vec![0.0; rows * hidden];
-        let mut qkv = vec![0.0; rows * qkv_width];
-        let mut mixed = vec![0.0; rows * heads * d];
-        let inner_width = self.blocks.first().map_or(0, |b| b.feed_in.weight.n());
-        let mut inner = vec![0.0; rows * inner_width];
-        let mut activated = vec![0.0; if config.is_gated() { rows * config.intermediate_size } else { 0 }];
-
-        for (layer, block) in self.blocks.iter().enumerate() {
-            block.attention_norm.apply(&mut normed, &x);
-            block.qkv.apply(&mut qkv, &normed);
-            if let Some((query, key)) = &block.head_gains {
-                self.norm_heads(&mut qkv, qkv_width, query, key);
-            }
-            if !self.frequencies.is_empty() {
-                // Queries and keys stand side by side, so they are rotated as one.
-                rope::apply(&mut qkv, qkv_width, heads + kv_heads, d, &cos, &sin, &table_rows);
-            }
-            let mut rest = &qkv[..];
-            for span in spans.iter_mut() {
-                let (own, others) = rest.split_at(span.ids.len() * qkv_width);
-                span.cache.store(layer, own, qkv_width, heads * d, (heads + kv_heads) * d);
-                rest = others;
-            }
-            let caches: Vec<&KvCache> = spans.iter().map(|s| &*s.cache).collect();
-            self.attend(&mut mixed, &qkv, qkv_width, layer, &caches, &owners, &positions);
-            block.attention_out.add_to(&mut x, &mixed);
-
-            block.feed_norm.apply(&mut normed, &x);
-            block.feed_in.apply(&mut inner, &normed);
-            if config.is_gated() {
-                gate(config.hidden_act, &mut activated, &inner, config.intermediate_size);
-                block.feed_out.add_to(&mut x, &activated);
-            } else {
-                activate(config.hidden_act, &mut inner);
-                block.feed_out.add_to(&mut x, &inner);
-            }
-        }
-        for span in spans.iter_mut() {
-            span.cache.advance(span.ids.len());
-        }
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = spare().pop().unwrap_or_default();
+        in_pool(|| self.hidden(spans, rows, &mut work));
 
         // The output projection is most of a small model: only for rows whose logits are asked for.
         let mut wanted = Vec::new();
@@ -284,31 +276,94 @@ impl Engine {
             wanted.extend(first + span.logits_from..first + span.ids.len());
             first += span.ids.len();
         }
-        let mut scores = vec![0.0; wanted.len().min(LOGIT_ROWS) * config.vocab_size];
+        let Workspace { x, normed, scores, picked, .. } = &mut work;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
         for (piece, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
-            let picked: Vec<f32> = wanted.iter().flat_map(|&r| &x[r * hidden..][..hidden]).copied().collect();
-            let normed = &mut normed[..picked.len()];
-            self.norm.apply(normed, &picked);
-            let scores = &mut scores[..wanted.len() * config.vocab_size];
-            gemm_packed(scores, config.vocab_size, wanted.len(), MatRef::rows(normed, hidden), &self.head, false);
+            picked.clear();
+            picked.extend(wanted.iter().flat_map(|&r| &x[r * hidden..][..hidden]));
+            let normed = sized(normed, picked.len());
+            let scores = sized(scores, wanted.len() * vocab);
+            in_pool(|| {
+                self.norm.apply(normed, picked);
+                gemm_rows(scores, vocab, wanted.len(), normed, head, false);
+            });
             let begin = piece * LOGIT_ROWS;
             logits(begin..begin + wanted.len(), scores);
         }
+        spare().push(work);
     }
 
-    /// `[rows, E]`: each token's embedding, plus its position's where those are learned.
-    fn embed<'a>(&self, ids: impl Iterator<Item = &'a u32>, positions: &[u32]) -> Vec<f32> {
-        let hidden = self.config.hidden_size;
-        let mut x = Vec::with_capacity(positions.len() * hidden);
-        for &id in ids {
-            x.extend_from_slice(&self.embedding[id as usize * hidden..][..hidden]);
+    /// The blocks: what stands behind each of the spans' tokens, `[rows, E]`, in `work.x`.
+    fn hidden(&self, spans: &mut [Span<'_>], rows: usize, work: &mut Workspace) {
+        let config = &self.config;
+        let (hidden, d) = (config.hidden_size, config.head_dim);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let qkv_width = (heads + 2 * kv_heads) * d;
+        let positions: Vec<u32> =
+            spans.iter().flat_map(|s| (s.cache.len()..s.cache.len() + s.ids.len()).map(|p| p as u32)).collect();
+        let runs = runs(spans);
+        for span in spans.iter_mut() {
+            span.cache.grow(span.ids.len());
         }
-        if let Some(table) = &self.positions {
-            for (row, &position) in x.chunks_exact_mut(hidden).zip(positions) {
-                vector::add(row, &table[position as usize * hidden..][..hidden]);
+        let ids: Vec<u32> = spans.iter().flat_map(|s| s.ids).copied().collect();
+        let Workspace { x, normed, qkv, mixed, inner, activated, .. } = work;
+        let x = sized(x, rows * hidden);
+        self.embed(x, &ids, &positions);
+        let (cos, sin) = self.rotations(&positions);
+        // Each row of the tables belongs to one row of tokens.
+        let table_rows: Vec<u32> = (0..rows as u32).collect();
+
+        let normed = sized(normed, rows * hidden);
+        let qkv = sized(qkv, rows * qkv_width);
+        let mixed = sized(mixed, rows * heads * d);
+        let inner_width = self.blocks.first().map_or(0, |b| b.feed_in.weight.n());
+        let inner = sized(inner, rows * inner_width);
+        let activated = sized(activated, if config.is_gated() { rows * config.intermediate_size } else { 0 });
+
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.attention_norm.apply(normed, x);
+            block.qkv.apply(qkv, normed);
+            add_branches(&runs, layer, Site::Qkv, qkv, qkv_width, normed);
+            if let Some((query, key)) = &block.head_gains {
+                self.norm_heads(qkv, qkv_width, query, key);
             }
+            if !self.frequencies.is_empty() {
+                // Queries and keys stand side by side, so they are rotated as one.
+                rope::apply(qkv, qkv_width, heads + kv_heads, d, &cos, &sin, &table_rows);
+            }
+            self.attend(mixed, qkv, layer, spans);
+            block.attention_out.add_to(x, mixed);
+            add_branches(&runs, layer, Site::AttentionOut, x, hidden, mixed);
+
+            block.feed_norm.apply(normed, x);
+            block.feed_in.apply(inner, normed);
+            add_branches(&runs, layer, Site::FeedIn, inner, inner_width, normed);
+            let fed = if config.is_gated() {
+                gate(config.hidden_act, activated, inner, config.intermediate_size);
+                &*activated
+            } else {
+                activate(config.hidden_act, inner);
+                &*inner
+            };
+            block.feed_out.add_to(x, fed);
+            add_branches(&runs, layer, Site::FeedOut, x, hidden, fed);
         }
-        x
+        for span in spans.iter_mut() {
+            span.cache.advance(span.ids.len());
+        }
+    }
+
+    /// Fills `x`, `[rows, E]`: each token's embedding, plus its position's where those are learned.
+    fn embed(&self, x: &mut [f32], ids: &[u32], positions: &[u32]) {
+        let hidden = self.config.hidden_size;
+        x.par_chunks_exact_mut(hidden).zip(ids.par_iter().zip(positions)).with_min_len(16).for_each(
+            |(row, (&id, &position))| {
+                self.embedding.column(id as usize, row);
+                if let Some(table) = &self.positions {
+                    vector::add(row, &table[position as usize * hidden..][..hidden]);
+                }
+            },
+        );
     }
 
     /// Cosine and sine of each row's angles, `[rows, D/2]` each. Angles are computed in f32, as the Python library does.
@@ -331,34 +386,219 @@ impl Engine {
         });
     }
 
-    /// Each row's heads attend to its sequence up to the row itself.
-    fn attend(
-        &self,
-        mixed: &mut [f32],
-        qkv: &[f32],
-        qkv_width: usize,
-        layer: usize,
-        caches: &[&KvCache],
-        owners: &[usize],
-        positions: &[u32],
-    ) {
-        let d = self.config.head_dim;
-        let heads = self.config.num_attention_heads;
+    /// Keys and values go to the caches, and each row's heads attend to its sequence up to the row itself.
+    fn attend(&self, mixed: &mut [f32], qkv: &[f32], layer: usize, spans: &mut [Span<'_>]) {
+        let shape = HeadShape::of(&self.config);
+        let (row, width) = (shape.qkv_width(), shape.heads * shape.head_dim);
+        // Rows of one sequence that are worked on together.
+        let tile = shape.rows_together();
+        let mut rest = qkv;
+        for span in spans.iter_mut() {
+            let (own, others) = rest.split_at(span.ids.len() * row);
+            rest = others;
+            if span.ids.len() > tile {
+                shape.store(span.cache, layer, own);
+            }
+        }
+        let mut tasks = Vec::new();
+        let (mut rest, mut rest_out) = (qkv, mixed);
+        for span in spans.iter_mut().filter(|span| !span.ids.is_empty()) {
+            let (own, others) = rest.split_at(span.ids.len() * row);
+            let (out, others_out) = std::mem::take(&mut rest_out).split_at_mut(span.ids.len() * width);
+            (rest, rest_out) = (others, others_out);
+            let begin = span.cache.len();
+            if span.ids.len() > tile {
+                let cache = &*span.cache;
+                let pieces = out.chunks_mut(tile * width).zip(own.chunks(tile * row)).enumerate();
+                tasks.extend(pieces.map(|(i, (out, qkv))| Task {
+                    out,
+                    qkv,
+                    begin: begin + i * tile,
+                    sequence: Sequence::Stored(cache),
+                }));
+            } else {
+                tasks.push(Task { out, qkv: own, begin, sequence: Sequence::New(&mut *span.cache) });
+            }
+        }
+        let is_alone = tasks.len() == 1;
+        let run = |scratch: &mut Scratch, task| shape.run(task, layer, is_alone, scratch);
+        tasks.into_par_iter().for_each_init(Scratch::default, run);
+    }
+}
+
+/// Rows of one sequence, to attend.
+struct Task<'a> {
+    out: &'a mut [f32],
+    qkv: &'a [f32],
+    /// Position of the first row.
+    begin: usize,
+    sequence: Sequence<'a>,
+}
+
+enum Sequence<'a> {
+    /// The rows' keys and values are in the cache.
+    Stored(&'a KvCache),
+    /// They are not yet.
+    New(&'a mut KvCache),
+}
+
+#[derive(Default)]
+struct Scratch {
+    query: Vec<f32>,
+    out: Vec<f32>,
+    lens: Vec<usize>,
+    scores: Vec<f32>,
+}
+
+/// The heads of a row of queries, keys and values.
+#[derive(Clone, Copy)]
+struct HeadShape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl HeadShape {
+    fn of(config: &ModelConfig) -> Self {
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        Self { heads, kv_heads, head_dim: config.head_dim }
+    }
+
+    fn qkv_width(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// So that about as many queries meet each load of the cache as the kernel can take.
+    fn rows_together(self) -> usize {
+        (attention::QUERIES / (self.heads / self.kv_heads)).max(1)
+    }
+
+    fn store(self, cache: &mut KvCache, layer: usize, qkv: &[f32]) {
+        let keys_at = self.heads * self.head_dim;
+        cache.store(layer, qkv, self.qkv_width(), keys_at, keys_at + self.kv_heads * self.head_dim);
+    }
+
+    fn run(self, task: Task<'_>, layer: usize, is_alone: bool, scratch: &mut Scratch) {
+        let Task { out, qkv, begin, sequence } = task;
+        let cache = match sequence {
+            Sequence::Stored(cache) => cache,
+            Sequence::New(cache) => {
+                self.store(cache, layer, qkv);
+                &*cache
+            }
+        };
+        let d = self.head_dim;
+        let (row, width) = (self.qkv_width(), self.heads * d);
         // Query heads that share a key/value head.
-        let group = heads / self.config.num_key_value_heads * d;
+        let group = self.heads / self.kv_heads;
         let scale = 1.0 / (d as f32).sqrt();
-        mixed
-            .par_chunks_exact_mut(heads * d)
-            .zip(qkv.par_chunks_exact(qkv_width))
-            .zip(owners.par_iter().zip(positions))
-            .for_each_init(Vec::new, |scratch, ((out, row), (&owner, &position))| {
-                let groups = out.chunks_exact_mut(group).zip(row.chunks_exact(group));
-                for ((out, query), head) in groups.zip(caches[owner].layer(layer)) {
-                    let len = position as usize + 1;
-                    attention::decode(out, query, &head.keys, &head.values, len, d, scale, scratch);
+        let blocks = cache.blocks();
+        let rows = qkv.len() / row;
+        let Scratch { query, out: results, lens, scores } = scratch;
+        lens.clear();
+        lens.extend((0..rows).flat_map(|r| std::iter::repeat_n(begin + r + 1, group)));
+        if rows == 1 {
+            let heads = out.chunks_exact_mut(group * d).zip(qkv.chunks_exact(group * d)).enumerate();
+            if !is_alone || begin < LONG {
+                for (h, (out, query)) in heads {
+                    attention::attend(out, query, lens, &blocks, layer * self.kv_heads + h, scale, scores);
+                }
+            } else {
+                let heads: Vec<_> = heads.collect();
+                heads.into_par_iter().for_each(|(h, (out, query))| {
+                    let slot = layer * self.kv_heads + h;
+                    attention::attend(out, query, lens, &blocks, slot, scale, &mut Vec::new());
+                });
+            }
+            return;
+        }
+        results.resize(rows * group * d, 0.0);
+        for h in 0..self.kv_heads {
+            let at = h * group * d;
+            query.clear();
+            query.extend(qkv.chunks_exact(row).flat_map(|row| &row[at..at + group * d]));
+            attention::attend(results, query, lens, &blocks, layer * self.kv_heads + h, scale, scores);
+            for (out, result) in out.chunks_exact_mut(width).zip(results.chunks_exact(group * d)) {
+                out[at..at + group * d].copy_from_slice(result);
+            }
+        }
+    }
+}
+
+/// Positions from which on the heads of a single row are worth several threads.
+const LONG: usize = 32;
+
+/// Memory of a pass.
+#[derive(Debug, Default)]
+struct Workspace {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    mixed: Vec<f32>,
+    inner: Vec<f32>,
+    activated: Vec<f32>,
+    picked: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// The first `len` floats, of any value.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Runs on a thread of the current pool and keeps the others awake meanwhile: a pass is hundreds of products of some
+/// microseconds each, and waking a thread takes as long as one.
+fn in_pool(work: impl FnOnce() + Send) {
+    /// Lets the others go, whatever happens.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let is_done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let done = Done(&is_done);
+        let (is_done, own) = (&is_done, rayon::current_thread_index());
+        for _ in 1..rayon::current_num_threads() {
+            scope.spawn(move |_| {
+                // This thread has the work to do itself.
+                let is_own = rayon::current_thread_index() == own;
+                while !is_own && !is_done.load(Ordering::Acquire) {
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        std::hint::spin_loop();
+                    }
                 }
             });
+        }
+        work();
+        drop(done);
+    });
+}
+
+fn pool(config: &ModelConfig, precision: Precision) -> Arc<Pool> {
+    Pool::new(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, precision)
+}
+
+/// The rows of spans that use an adapter, neighbours of the same one together.
+fn runs(spans: &[Span<'_>]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut first = 0;
+    for span in spans {
+        let rows = first..first + span.ids.len();
+        first = rows.end;
+        let Some(adapter) = span.cache.adapter() else { continue };
+        match runs.last_mut() {
+            Some(last) if last.rows.end == rows.start && Arc::ptr_eq(&last.adapter, adapter) => {
+                last.rows.end = rows.end
+            }
+            _ => runs.push(Run { rows, adapter: Arc::clone(adapter) }),
+        }
     }
+    runs
 }
 
 /// The non-linearity, in place.

@@ -19,6 +19,12 @@ pub enum InferError {
         /// Rows of the model's embedding.
         model: usize,
     },
+    /// An adapter does not fit the model.
+    #[error("the adapter has a branch for `{module}`, which the model does not have or has in another size")]
+    Adapter {
+        /// The layer it is for.
+        module: String,
+    },
     /// An option is out of range.
     #[error("`{name}` is {value}, expected {expected}")]
     Option {
@@ -35,7 +41,7 @@ impl Classify for InferError {
     fn fault(&self) -> Fault {
         match self {
             Self::Model(error) => error.fault(),
-            Self::Vocabulary { .. } | Self::Option { .. } => Fault::Input,
+            Self::Vocabulary { .. } | Self::Adapter { .. } | Self::Option { .. } => Fault::Input,
         }
     }
 
@@ -43,7 +49,8 @@ impl Classify for InferError {
         match self {
             Self::Model(error) => error.hint(),
             Self::Vocabulary { .. } => Some("use the tokenizer that came with the model".into()),
-            _ => None,
+            Self::Adapter { .. } => Some("use the model that the adapter was trained on".into()),
+            Self::Option { .. } => None,
         }
     }
 }

@@ -13,13 +13,15 @@ use didact_data::tokenizer::Tokenizer;
 use didact_kernels::softmax;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`Generator`] that runs a model in this process.
 #[derive(Debug)]
 pub struct LocalGenerator {
     model: Arc<LocalModel>,
     options: Options,
+    /// The scheduler of the last call, idle: it knows the beginnings of that call's prompts.
+    idle: Mutex<Option<Scheduler>>,
 }
 
 impl LocalGenerator {
@@ -29,7 +31,7 @@ impl LocalGenerator {
     /// When the tokenizer does not belong to the model, or an option is 0.
     pub fn new(weights: EngineWeights, tokenizer: Arc<Tokenizer>, options: Options) -> Result<Self, InferError> {
         options.validate()?;
-        Ok(Self { model: Arc::new(LocalModel::new(weights, tokenizer, options.precision)?), options })
+        Self::with_model(Arc::new(LocalModel::new(weights, tokenizer, options.precision)?), options)
     }
 
     /// A generator over a model that others may use too.
@@ -37,13 +39,17 @@ impl LocalGenerator {
     /// # Errors
     /// When an option is 0.
     pub fn with_model(model: Arc<LocalModel>, options: Options) -> Result<Self, InferError> {
-        options.validate()?;
-        Ok(Self { model, options })
+        let idle = Mutex::new(Some(Scheduler::new(Arc::clone(&model), options)?));
+        Ok(Self { model, options, idle })
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<LocalModel> {
         &self.model
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Scheduler>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The engine underneath.
@@ -64,7 +70,11 @@ impl Generator for LocalGenerator {
         sink: &mut dyn FnMut(usize, Result<Completion, RequestError>),
         cancel: &Cancel,
     ) -> Result<(), GenerateError> {
-        let mut scheduler = Scheduler::new(Arc::clone(&self.model), self.options)?;
+        let idle = self.idle().take();
+        let mut scheduler = match idle {
+            Some(scheduler) => scheduler,
+            None => Scheduler::new(Arc::clone(&self.model), self.options)?,
+        };
         let mut waiting = requests.iter().enumerate();
         let mut indices = BTreeMap::new();
         let mut events = Vec::new();
@@ -75,7 +85,7 @@ impl Generator for LocalGenerator {
                         sink(index, Ok(completion));
                     }
                 }
-                return Ok(());
+                break;
             }
             while scheduler.has_room()
                 && let Some((index, request)) = waiting.next()
@@ -88,7 +98,7 @@ impl Generator for LocalGenerator {
                 }
             }
             if indices.is_empty() {
-                return Ok(());
+                break;
             }
             scheduler.step(&mut events)?;
             for event in events.drain(..) {
@@ -102,6 +112,8 @@ impl Generator for LocalGenerator {
                 }
             }
         }
+        *self.idle() = Some(scheduler);
+        Ok(())
     }
 
     fn score(
@@ -186,7 +198,8 @@ impl LocalGenerator {
         let vocab = self.engine().config().vocab_size;
         // The last token is never read: nothing is predicted after it.
         let read = |pair: &Pair| if pair.prompt == pair.ids.len() { 0 } else { pair.ids.len() - 1 };
-        let mut caches: Vec<KvCache> = batch.iter().map(|_| self.engine().cache()).collect();
+        let pool = self.engine().new_pool();
+        let mut caches: Vec<KvCache> = batch.iter().map(|_| pool.cache(None)).collect();
         let mut spans: Vec<Span> = caches
             .iter_mut()
             .zip(&batch)

@@ -11,6 +11,7 @@
 //! seed only.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod beam;
 mod cache;
 mod constraint;
@@ -18,6 +19,7 @@ mod engine;
 mod error;
 mod generator;
 mod model;
+mod prefix;
 mod reading;
 #[cfg(feature = "remote")]
 pub mod remote;
@@ -28,6 +30,7 @@ pub mod transcript;
 pub mod tree;
 mod weights;
 
+pub use adapter::EngineAdapter;
 pub use beam::{Beam, BeamSearch, EarlyStopping, beam_search};
 pub use cache::KvCache;
 pub use engine::{Engine, Span};

@@ -1,5 +1,6 @@
 //! A model that text can be asked of: the engine and the tokenizer that belongs to it.
 
+use crate::adapter::EngineAdapter;
 use crate::engine::Engine;
 use crate::error::InferError;
 use crate::sampler::Samplers;
@@ -9,15 +10,18 @@ use didact_core::message::{Message, Tool};
 use didact_data::template::RenderOptions;
 use didact_data::tokenizer::Tokenizer;
 use didact_kernels::Precision;
+use didact_model::peft::Adapter;
 use std::sync::Arc;
 
-/// An [`Engine`], its tokenizer and the tokens that end an answer.
+/// An [`Engine`], its tokenizer, the tokens that end an answer, and adapters that requests may name.
 #[derive(Debug)]
 pub struct LocalModel {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
     eos: Vec<u32>,
     samplers: Samplers,
+    /// By name, in the order in which they were added.
+    adapters: Vec<(String, Arc<EngineAdapter>)>,
 }
 
 impl LocalModel {
@@ -35,7 +39,40 @@ impl LocalModel {
             eos.clone_from(&weights.config().eos_token_ids);
         }
         let samplers = Samplers::new(Arc::clone(&tokenizer), eos.clone(), rows);
-        Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos, samplers })
+        Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos, samplers, adapters: Vec::new() })
+    }
+
+    /// Adds a LoRA adapter, used beside the weights by the requests that name it; one of the same name is replaced.
+    ///
+    /// # Errors
+    /// When it does not fit the model.
+    pub fn add_adapter(&mut self, name: &str, adapter: &Adapter) -> Result<(), InferError> {
+        let adapter = self.engine.adapter(adapter)?;
+        match self.adapters.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => *old = adapter,
+            None => self.adapters.push((name.to_owned(), adapter)),
+        }
+        Ok(())
+    }
+
+    /// The names of the adapters.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|(name, _)| &**name)
+    }
+
+    /// The adapter that a request names, and its number; `None` if it names none.
+    pub(crate) fn adapter(&self, name: Option<&str>) -> Result<Option<(usize, &Arc<EngineAdapter>)>, RequestError> {
+        let Some(name) = name else { return Ok(None) };
+        let found = self.adapters.iter().position(|(known, _)| known == name);
+        let found = found.ok_or_else(|| RequestError::Setting {
+            name: "adapter".into(),
+            value: format!("`{name}`"),
+            expected: match self.adapters.len() {
+                0 => "the model was loaded without adapters".into(),
+                _ => format!("expected one of {}", self.adapters().collect::<Vec<_>>().join(", ")),
+            },
+        })?;
+        Ok(Some((found, &self.adapters[found].1)))
     }
 
     /// The engine.

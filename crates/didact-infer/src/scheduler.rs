@@ -1,16 +1,22 @@
 //! Continuous batching: many requests over one [`LocalModel`], in steps.
 //!
 //! A step is one forward pass. It reads one new token of every answer that is being written and, as far as
-//! [`Options::max_batch_tokens`] allows, the next pieces of waiting prompts; requests join and leave between steps. The
-//! answers to one request share its prompt's pass.
+//! [`Options::max_batch_tokens`] allows, the next pieces of waiting prompts; requests join and leave between steps.
+//!
+//! # Memory
+//! Keys and values lie in pages of 16 tokens. The answers to one request share its prompt's pages, and prompts that begin
+//! alike share those of their beginning, which is read once; pages stay known for a while after their last reader. A
+//! request gets a place when the pages it may still need are free, so that what was begun can always be finished:
+//! too little memory makes requests wait, never fail.
 //!
 //! One thread calls a scheduler. Who asks for many things at once (a server) gives each request to that thread and
 //! passes its [`Event`]s on.
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, PAGE, Pool};
 use crate::engine::Span;
 use crate::error::InferError;
 use crate::model::LocalModel;
+use crate::prefix::{Place, Prefixes};
 use crate::sampler::{Choice, End, Sampler};
 use crate::stop::StopSearch;
 use didact_core::generate::{
@@ -20,11 +26,12 @@ use didact_data::DataError;
 use didact_data::tokenizer::IncrementalDecoder;
 use didact_kernels::Precision;
 use rayon::prelude::*;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How generation in this process works. None of it changes what is generated, but for the precision.
+/// How generation in this process works. None of it changes what is generated, but for the precision, and for answers
+/// too long for [`max_cache_bytes`](Self::max_cache_bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// In what matrix products are computed. Decided when a model's weights are packed; a [`Scheduler`] uses its
@@ -34,11 +41,14 @@ pub struct Options {
     pub max_batch_tokens: usize,
     /// Most answers that are written at a time.
     pub max_streams: usize,
+    /// Most memory for keys and values. Requests wait for it; a prompt that it cannot hold alone is too long, and an
+    /// answer that outgrows it alone ends as at the model's context.
+    pub max_cache_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { precision: Precision::F32, max_batch_tokens: 2048, max_streams: 64 }
+        Self { precision: Precision::F32, max_batch_tokens: 2048, max_streams: 64, max_cache_bytes: 2 << 30 }
     }
 }
 
@@ -121,6 +131,12 @@ struct Group {
     prompt: Arc<[u32]>,
     /// The prompt's, as far as it was read; gone once the last answer has taken it.
     cache: Option<KvCache>,
+    /// How much of the prompt others can share.
+    place: Place,
+    /// A number for each whole page of the prompt and all before it.
+    chain: Vec<u64>,
+    /// Most tokens of prompt and answer that are read.
+    total: usize,
     /// Scores after the prompt, once it was read; each answer's first token comes from them.
     first_scores: Vec<f32>,
     /// Answers that were begun.
@@ -132,6 +148,17 @@ impl Group {
     /// Tokens of the prompt not read yet.
     fn unread(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| self.prompt.len() - cache.len())
+    }
+
+    /// Pages that its prompt and its first answer may still take from the pool.
+    fn promised(&self) -> usize {
+        match &self.cache {
+            Some(cache) if self.begun == 0 => {
+                let copied = self.sampling.n > 1 && !self.prompt.len().is_multiple_of(PAGE);
+                cache.pages_to_come(self.total) + usize::from(copied)
+            }
+            _ => 0,
+        }
     }
 
     fn is_complete(&self) -> bool {
@@ -164,6 +191,9 @@ struct Stream {
     sampler: Sampler,
     prompt: Arc<[u32]>,
     cache: KvCache,
+    place: Place,
+    /// Most tokens of prompt and answer that are read.
+    total: usize,
     ids: Vec<u32>,
     log_probs: Vec<f32>,
     top_log_probs: Vec<Vec<TokenLogProb>>,
@@ -185,9 +215,31 @@ pub struct Scheduler {
     /// Requests with answers still to be begun, in order.
     ready: VecDeque<RequestId>,
     streams: Vec<Stream>,
+    pool: Arc<Pool>,
+    prefixes: Prefixes,
+    /// Most pages.
+    limit: usize,
+    /// Most tokens of prompt and answer together.
+    context: usize,
 }
 
 const STAYS: &str = "a request stays until its answers are done";
+const PROMPT: &str = "a prompt's cache stays until the last answer begins";
+
+/// A number for each whole page of a prompt and all before it (FNV-1a). Equal ones make a request wait for another's
+/// reading, no more.
+fn chain(root: Place, prompt: &[u32]) -> Vec<u64> {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ root.number();
+    let pages = prompt[..prompt.len().saturating_sub(1)].chunks_exact(PAGE);
+    pages
+        .map(|page| {
+            for &id in page {
+                hash = (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3);
+            }
+            hash
+        })
+        .collect()
+}
 
 impl Scheduler {
     /// A scheduler without requests.
@@ -196,6 +248,14 @@ impl Scheduler {
     /// When an option is out of range.
     pub fn new(model: Arc<LocalModel>, options: Options) -> Result<Self, InferError> {
         options.validate()?;
+        let pool = model.engine().new_pool();
+        let limit = options.max_cache_bytes / pool.page_bytes();
+        if limit < 2 {
+            let expected = "memory for 32 tokens at least";
+            return Err(InferError::Option { name: "max_cache_bytes", value: options.max_cache_bytes, expected });
+        }
+        // A page more than the tokens take, for one that is shared and then written to.
+        let context = model.context().min((limit - 1) * PAGE);
         Ok(Self {
             model,
             options,
@@ -205,7 +265,16 @@ impl Scheduler {
             reading: VecDeque::new(),
             ready: VecDeque::new(),
             streams: Vec::new(),
+            pool,
+            prefixes: Prefixes::new(),
+            limit,
+            context,
         })
+    }
+
+    /// Memory of the keys and values that are kept now, of what is being read or written and of known beginnings.
+    pub fn cache_bytes(&self) -> usize {
+        self.pool.live() * self.pool.page_bytes()
     }
 
     /// The model.
@@ -221,12 +290,29 @@ impl Scheduler {
         let Request { prompt, sampling } = request;
         let sampler = self.model.samplers().prepare(&sampling)?;
         let prompt = self.model.encode_to_continue(&prompt)?;
+        if prompt.len() >= self.context {
+            return Err(RequestError::PromptTooLong { tokens: prompt.len(), context: self.context });
+        }
+        let adapter = self.model.adapter(sampling.adapter.as_deref())?;
         let id = RequestId(self.submitted);
         self.submitted += 1;
         let answers = vec![None; sampling.n];
-        let cache = Some(self.model.engine().cache());
-        let prompt = prompt.into();
-        let group = Group { sampling, sampler, prompt, cache, first_scores: Vec::new(), begun: 0, answers };
+        let root = Place::root(adapter.map_or(0, |(number, _)| number + 1));
+        let cache = Some(self.pool.cache(adapter.map(|(_, adapter)| Arc::clone(adapter))));
+        let total = prompt.len().saturating_add(sampling.max_tokens).min(self.context) - 1;
+        let (place, chain) = (root, chain(root, &prompt));
+        let group = Group {
+            sampling,
+            sampler,
+            prompt: prompt.into(),
+            cache,
+            place,
+            chain,
+            total,
+            first_scores: Vec::new(),
+            begun: 0,
+            answers,
+        };
         self.groups.insert(id, group);
         self.waiting.push_back(id);
         Ok(id)
@@ -298,24 +384,50 @@ impl Scheduler {
             self.go_on(stream, choice, events)?;
         }
         self.begin(events)?;
+        // Known beginnings are kept in a quarter of the memory, or in what nobody needs while the work goes on.
+        if self.groups.is_empty() {
+            self.prefixes.forget(self.prefixes.idle().saturating_sub(self.limit / 4));
+        }
         Ok(!self.groups.is_empty())
     }
 
-    /// Gives places to waiting requests while there are any.
+    /// Gives places to waiting requests while there are any, and memory.
     fn admit(&mut self) {
         let to_come = |groups: &BTreeMap<RequestId, Group>, id: &RequestId| groups[id].sampling.n - groups[id].begun;
         let admitted = self.reading.iter().chain(&self.ready);
         let mut taken = self.streams.len() + admitted.map(|id| to_come(&self.groups, id)).sum::<usize>();
         while taken < self.options.max_streams
-            && let Some(id) = self.waiting.pop_front()
+            && let Some(&id) = self.waiting.front()
         {
+            let group = self.groups.get_mut(&id).expect(STAYS);
+            let before = group.place;
+            let Group { place, cache, prompt, .. } = group;
+            let cache = cache.as_mut().expect(PROMPT);
+            self.prefixes.follow(place, cache, &prompt[..prompt.len() - 1]);
+            let promised = group.promised();
+            if !self.is_free(promised) {
+                let group = self.groups.get_mut(&id).expect(STAYS);
+                group.place = before;
+                group.cache.as_mut().expect(PROMPT).truncate(0);
+                return;
+            }
+            self.waiting.pop_front();
             taken += to_come(&self.groups, &id);
             self.reading.push_back(id);
         }
     }
 
+    /// Whether so many pages are neither used nor promised; known ones that nobody has are as good as free.
+    fn is_free(&self, pages: usize) -> bool {
+        let admitted = self.reading.iter().chain(&self.ready).map(|id| self.groups[id].promised());
+        let written = self.streams.iter().map(|stream| stream.cache.pages_to_come(stream.total));
+        let promised: usize = admitted.chain(written).sum();
+        self.pool.live() - self.prefixes.idle() + promised + pages <= self.limit
+    }
+
     /// The pass: what each stream chose, and the requests whose prompt was read to its end.
     fn forward(&mut self) -> (Vec<Result<Choice, RequestError>>, Vec<RequestId>) {
+        let reading = self.choose_readers();
         let engine = self.model.engine();
         let vocab = engine.config().vocab_size;
         let mut room = self.options.max_batch_tokens.saturating_sub(self.streams.len());
@@ -329,19 +441,18 @@ impl Scheduler {
             spans.push(Span { cache, ids: &ids[ids.len() - 1..], logits_from: 0 });
             choosers.push((sampler, &**prompt, &**ids));
         }
-        // Requests are numbered in the order of submission, which is the order of `reading`.
         let mut read_to_the_end = Vec::new();
         let mut keep = Vec::new();
-        let range = self.reading.front().copied().zip(self.reading.back().copied());
+        let range = reading.first().copied().zip(reading.last().copied());
         let groups = range.map(|(first, last)| self.groups.range_mut(first..=last));
-        for (id, group) in groups.into_iter().flatten().filter(|(_, group)| group.unread() > 0) {
+        for (id, group) in groups.into_iter().flatten().filter(|(id, _)| reading.contains(id)) {
             let take = group.unread().min(room);
             if take == 0 {
                 break;
             }
             room -= take;
             let is_end = take == group.unread();
-            let cache = group.cache.as_mut().expect("a prompt's cache stays until the last answer begins");
+            let cache = group.cache.as_mut().expect(PROMPT);
             let ids = &group.prompt[cache.len()..][..take];
             spans.push(Span { cache, ids, logits_from: if is_end { take - 1 } else { take } });
             if is_end {
@@ -366,39 +477,86 @@ impl Scheduler {
                 scores.clone_into(keep);
             }
         });
+        for id in reading {
+            let Group { place, cache, prompt, .. } = self.groups.get_mut(&id).expect(STAYS);
+            self.prefixes.register(place, cache.as_mut().expect(PROMPT), prompt);
+        }
         (choices, read_to_the_end)
     }
 
-    /// Begins answers whose prompt is read, while places are free.
+    /// The requests whose prompt is read in this pass as far as there is room, in the order of submission: all but those
+    /// whose next page another one reads. Makes room for the pages that the pass fills.
+    fn choose_readers(&mut self) -> Vec<RequestId> {
+        let mut chosen = Vec::new();
+        let mut in_flight: BTreeSet<u64> = BTreeSet::new();
+        let mut tokens = self.options.max_batch_tokens;
+        let mut pages: usize = self.streams.iter().map(|s| s.cache.pages_to_come(s.cache.len() + 1)).sum();
+        for id in &self.reading {
+            let Group { place, cache, prompt, chain, .. } = self.groups.get_mut(id).expect(STAYS);
+            let cache = cache.as_mut().expect(PROMPT);
+            self.prefixes.follow(place, cache, &prompt[..prompt.len() - 1]);
+            let next = cache.len() / PAGE;
+            if chain.get(next).is_some_and(|page| in_flight.contains(page)) {
+                continue;
+            }
+            in_flight.extend(&chain[next.min(chain.len())..]);
+            let take = (prompt.len() - cache.len()).min(tokens);
+            tokens -= take;
+            pages += cache.pages_to_come(cache.len() + take);
+            if take > 0 {
+                chosen.push(*id);
+            }
+        }
+        let needed = self.pool.live() + pages;
+        self.prefixes.forget(needed.saturating_sub(self.limit));
+        chosen
+    }
+
+    /// Begins answers whose prompt is read, while places and memory are free.
     fn begin(&mut self, events: &mut Vec<Event>) -> Result<(), GenerateError> {
-        while self.streams.len() < self.options.max_streams
-            && let Some(&request) = self.ready.front()
-        {
-            let group = self.groups.get_mut(&request).expect(STAYS);
-            let answer = group.begun;
-            group.begun += 1;
-            let cache = if group.begun == group.sampling.n {
-                self.ready.pop_front();
-                group.cache.take()
-            } else {
-                group.cache.clone()
-            };
-            let mut stream = Stream {
-                request,
-                answer,
-                sampler: group.sampler.for_answer(answer),
-                prompt: Arc::clone(&group.prompt),
-                cache: cache.expect("a prompt's cache stays until the last answer begins"),
-                ids: Vec::new(),
-                log_probs: Vec::new(),
-                top_log_probs: Vec::new(),
-                decoder: self.model.tokenizer().incremental_decoder(true),
-                written: StopSearch::default(),
-            };
-            let choice = stream.sampler.choose(&group.first_scores, &group.prompt, &[]);
-            self.go_on(stream, choice, events)?;
+        for request in self.ready.clone() {
+            while self.streams.len() < self.options.max_streams
+                && let Some(group) = self.groups.get(&request).filter(|group| group.begun < group.sampling.n)
+            {
+                // Room for the first answer was kept; the last one takes the prompt's pages over.
+                let cache = group.cache.as_ref().expect(PROMPT);
+                let shared = usize::from(!group.prompt.len().is_multiple_of(PAGE));
+                if group.begun > 0 && !self.is_free(cache.pages_to_come(group.total) + shared) {
+                    break;
+                }
+                self.begin_one(request, events)?;
+            }
         }
         Ok(())
+    }
+
+    /// Begins a request's next answer.
+    fn begin_one(&mut self, request: RequestId, events: &mut Vec<Event>) -> Result<(), GenerateError> {
+        let group = self.groups.get_mut(&request).expect(STAYS);
+        let answer = group.begun;
+        group.begun += 1;
+        let cache = if group.begun == group.sampling.n {
+            self.ready.retain(|other| *other != request);
+            group.cache.take()
+        } else {
+            group.cache.clone()
+        };
+        let mut stream = Stream {
+            request,
+            answer,
+            sampler: group.sampler.for_answer(answer),
+            prompt: Arc::clone(&group.prompt),
+            cache: cache.expect(PROMPT),
+            place: group.place,
+            total: group.total,
+            ids: Vec::new(),
+            log_probs: Vec::new(),
+            top_log_probs: Vec::new(),
+            decoder: self.model.tokenizer().incremental_decoder(true),
+            written: StopSearch::default(),
+        };
+        let choice = stream.sampler.choose(&group.first_scores, &group.prompt, &[]);
+        self.go_on(stream, choice, events)
     }
 
     /// Adds the chosen token to a stream, which goes on or ends.
@@ -418,7 +576,7 @@ impl Scheduler {
                 return Ok(());
             }
         };
-        let finish_reason = add(&mut stream, group, choice, &self.model).map_err(undecodable)?;
+        let finish_reason = add(&mut stream, group, choice, &self.model, self.context).map_err(undecodable)?;
         let shown = match finish_reason {
             None => stream.written.release(&group.sampling.stop),
             Some(_) => end(&mut stream, &self.model).map_err(undecodable)?,
@@ -426,7 +584,12 @@ impl Scheduler {
         events.extend(shown.map(|(text, tokens)| Event::Text { id, answer, text, tokens }));
         match finish_reason {
             None => self.streams.push(stream),
-            Some(reason) => self.complete(id, answer, stream.into_answer(reason), events),
+            Some(reason) => {
+                // A conversation goes on from its last answer.
+                let read = [&group.prompt[..], &stream.ids].concat();
+                self.prefixes.register(&mut stream.place, &mut stream.cache, &read);
+                self.complete(id, answer, stream.into_answer(reason), events);
+            }
         }
         Ok(())
     }
@@ -478,6 +641,7 @@ fn add(
     group: &Group,
     choice: Choice,
     model: &LocalModel,
+    context: usize,
 ) -> Result<Option<FinishReason>, DataError> {
     if choice.end == Some(End::Before) {
         return Ok(Some(FinishReason::Stop));
@@ -502,7 +666,7 @@ fn add(
     if choice.end == Some(End::After) {
         return Ok(Some(FinishReason::Stop));
     }
-    let is_full = group.prompt.len() + stream.ids.len() >= model.context();
+    let is_full = group.prompt.len() + stream.ids.len() >= context;
     Ok((is_full || stream.ids.len() >= group.sampling.max_tokens).then_some(FinishReason::Length))
 }
 

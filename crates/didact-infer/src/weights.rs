@@ -1,6 +1,8 @@
 //! The tensors that an engine is built from.
 
 use crate::error::InferError;
+use didact_core::seed::Streams;
+use didact_model::init::initial_values;
 use didact_model::{Checkpoint, Decoder, ModelConfig, expected_parameters};
 use std::collections::BTreeMap;
 
@@ -30,6 +32,15 @@ impl EngineWeights {
             tensors.insert(spec.name, (spec.shape, values));
         }
         Ok(Self { config, tensors })
+    }
+
+    /// Fresh weights, as a model from scratch begins.
+    pub fn init(config: &ModelConfig, streams: &Streams) -> Self {
+        let tensors = expected_parameters(config).into_iter().map(|spec| {
+            let values = initial_values(config, &spec, streams);
+            (spec.name, (spec.shape, values))
+        });
+        Self { config: config.clone(), tensors: tensors.collect() }
     }
 
     /// The configuration.

@@ -2,6 +2,7 @@
 
 use didact_infer::{Engine, EngineWeights, KvCache, Span};
 use didact_kernels::Precision;
+use didact_model::peft::Adapter;
 use didact_model::{Checkpoint, Decoder, DecoderInput, ForwardMode};
 use std::path::PathBuf;
 
@@ -177,4 +178,47 @@ fn a_cut_cache_goes_on_as_if_the_rest_had_never_been() {
     cache.truncate(4);
     let vocab = engine.config().vocab_size;
     assert_eq!(read(&mut cache, &ids[4..]), first[4 * vocab..]);
+}
+
+#[test]
+fn an_adapter_beside_the_weights_gives_the_logits_of_the_merged_weights() {
+    for name in ["llama", "gpt2"] {
+        let base = checkpoint(name);
+        let adapter = Adapter::read(&golden("peft").join(name), base.config()).expect("the golden adapter opens");
+        let mut merged = EngineWeights::from_checkpoint(&base).expect("the golden model loads");
+        for (tensor, _, values) in adapter.merged_into(&base).map(|tensor| tensor.expect("it merges")) {
+            merged.tensor_mut(&tensor).expect("the model has it").copy_from_slice(&values);
+        }
+        let (inputs, _) = reference(name);
+        let ids = &inputs[0];
+        let plain = engine(name, Precision::F32);
+        let packed = plain.adapter(&adapter).expect("it fits");
+        let want = logits(&Engine::new(merged, Precision::F32), ids, &[]);
+        let without = logits(&plain, ids, &[]);
+        // In one pass with the same tokens read without it, and in pieces.
+        for pieces in [&[64][..], &[3, 1, 5]] {
+            let (mut with, mut base) = (plain.cache_with(&packed), plain.cache());
+            let (mut got, mut other) = (Vec::new(), Vec::new());
+            let mut rest = &ids[..];
+            for piece in pieces.iter().copied().chain([ids.len()]) {
+                let (now, later) = rest.split_at(piece.min(rest.len()));
+                rest = later;
+                let mut spans = [
+                    Span { cache: &mut base, ids: now, logits_from: 0 },
+                    Span { cache: &mut with, ids: now, logits_from: 0 },
+                ];
+                let (rows, vocab) = (now.len(), plain.config().vocab_size);
+                plain.forward(&mut spans, |_, scores| {
+                    let (first, second) = scores.split_at(rows * vocab);
+                    other.extend_from_slice(first);
+                    got.extend_from_slice(second);
+                });
+            }
+            assert!(other == without, "{name}: an adapter of other rows shows");
+            // The branch is summed apart from the layer.
+            let error = worst(&got, &want);
+            assert!(error <= MODEL_F32, "{name}: {error:e}");
+            assert!(worst(&got, &without) > 100.0 * MODEL_F32, "{name}: the adapter does nothing");
+        }
+    }
 }

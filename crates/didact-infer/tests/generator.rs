@@ -81,6 +81,26 @@ fn an_answer_does_not_depend_on_batch_mates_or_batch_size() {
 }
 
 #[test]
+fn sixty_four_requests_are_answered_as_one_by_one() {
+    let beginnings = ["once upon a time there was ", "", "q: 1+1? a: 2. q: 2+2? a: 4. q: "];
+    let requests: Vec<Request> = (0..64u64)
+        .map(|i| {
+            let text = format!("{}{}", beginnings[i as usize % 3], &"the quick brown fox"[..1 + i as usize * 7 % 19]);
+            let temperature = [0.0, 0.7, 1.3][i as usize % 3];
+            let stop = if i % 5 == 0 { vec!["e".into()] } else { Vec::new() };
+            let top_k = (i % 4 == 1).then_some(30);
+            let sampling = Sampling { temperature, stop, top_k, ..drawn(i, 1 + i as usize * 5 % 17) };
+            request(&text, sampling)
+        })
+        .collect();
+    let together = all(&generator(), &requests);
+    let few = generator();
+    for (request, together) in requests.iter().zip(together) {
+        assert_eq!(all(&few, std::slice::from_ref(request)).remove(0), together);
+    }
+}
+
+#[test]
 fn an_answer_does_not_depend_on_threads() {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");

@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{drawn, greedy, local_model, request, tokenizer, weights};
+use common::{drawn, golden, greedy, local_model, request, tokenizer, weights};
 use didact_core::generate::{Answer, Completion, FinishReason, Prompt, Request, RequestError, Sampling};
 use didact_infer::{Event, LocalModel, Options, RequestId, Scheduler};
 use didact_kernels::Precision;
+use didact_model::Checkpoint;
+use didact_model::peft::Adapter;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -216,4 +218,133 @@ fn a_bad_request_is_refused_when_it_is_submitted() {
     let error = scheduler.submit(request("x", Sampling { n: 0, ..greedy(2) })).expect_err("no answers");
     assert!(error.to_string().starts_with("`n` is 0"));
     assert!(!scheduler.step(&mut Vec::new()).expect("nothing to do"));
+}
+
+/// Prompts of many lengths that begin alike, several answers each.
+fn few_shot(count: u64) -> Vec<Request> {
+    let beginning = "two and two are four; three and two"; // 35 tokens: two pages and a bit
+    (0..count)
+        .map(|i| {
+            let sampling = Sampling { n: 1 + i as usize % 3, ..drawn(i, 3 + i as usize % 7) };
+            request(&format!("{beginning}{}", &"?!abcdefgh"[..1 + i as usize % 10]), sampling)
+        })
+        .collect()
+}
+
+#[test]
+fn a_common_beginning_is_read_once_and_its_answers_are_the_same() {
+    let requests = few_shot(12);
+    let mut scheduler = scheduler(Options::default());
+    let ids: Vec<_> = requests.iter().map(|r| scheduler.submit(r.clone()).expect("fine")).collect();
+    let finished = finished(&run(&mut scheduler));
+    for (id, request) in ids.iter().zip(&requests) {
+        assert_eq!(finished[id], alone(request.clone()));
+    }
+    // Two pages of the beginning are read by the first, the rest of the prompts and all but each answer's last token by
+    // each.
+    let own: usize = ids.iter().map(|id| finished[id].prompt_tokens - 32).sum();
+    let unread = |answer: &Answer| usize::from(answer.finish_reason == FinishReason::Length);
+    let answers = ids.iter().flat_map(|id| &finished[id].answers);
+    let answered = answers.map(|answer| answer.ids.len() - unread(answer)).sum::<usize>();
+    assert_eq!(scheduler.model().engine().tokens_read(), (32 + own + answered) as u64);
+    // They are known for later requests as well.
+    let before = scheduler.model().engine().tokens_read();
+    scheduler.submit(request("two and two are four; three and two are five", greedy(1))).expect("fine");
+    run(&mut scheduler);
+    assert_eq!(scheduler.model().engine().tokens_read() - before, 44 - 32);
+}
+
+#[test]
+fn little_memory_makes_requests_wait_and_changes_nothing() {
+    let requests = few_shot(12);
+    let wanted: Vec<_> = requests.iter().map(|r| alone(r.clone())).collect();
+    // Pages of 16 tokens of all layers; values in whole vectors.
+    let config = local_model("llama").engine().config().clone();
+    let (d, slots) = (config.head_dim, config.num_hidden_layers * config.num_key_value_heads);
+    let page = 16 * (d + d.next_multiple_of(16)) * slots * size_of::<f32>();
+    for pages in [5, 6, 9, 30] {
+        for max_batch_tokens in [2048, 5] {
+            let max_cache_bytes = pages * page;
+            let mut scheduler = scheduler(Options { max_cache_bytes, max_batch_tokens, ..Options::default() });
+            let ids: Vec<_> = requests.iter().map(|r| scheduler.submit(r.clone()).expect("fine")).collect();
+            let mut events = Vec::new();
+            let mut most = 0;
+            loop {
+                let goes_on = scheduler.step(&mut events).expect("it generates");
+                assert!(scheduler.cache_bytes() <= max_cache_bytes, "{} bytes", scheduler.cache_bytes());
+                most = most.max(scheduler.running());
+                if !goes_on {
+                    break;
+                }
+            }
+            let finished = finished(&events);
+            for (id, wanted) in ids.iter().zip(&wanted) {
+                assert_eq!(&finished[id], wanted, "{pages} pages");
+            }
+            assert!(if pages == 5 { most <= 3 } else { most > 1 }, "{most} at a time in {pages} pages");
+            assert!(scheduler.cache_bytes() <= max_cache_bytes / 4);
+        }
+    }
+    // What can never fit is refused; what outgrows the memory ends there.
+    let mut scheduler = scheduler(Options { max_cache_bytes: 3 * page, ..Options::default() });
+    let error = scheduler.submit(request(&"x".repeat(32), greedy(1))).expect_err("no room");
+    assert_eq!(error, RequestError::PromptTooLong { tokens: 32, context: 32 });
+    let id = scheduler.submit(request("hello", drawn(1, 60))).expect("fine");
+    let got = finished(&run(&mut scheduler)).remove(&id).expect("it finishes").answers.remove(0);
+    let whole = alone(request("hello", drawn(1, 60))).answers.remove(0);
+    assert_eq!((got.ids.len(), got.finish_reason), (27, FinishReason::Length));
+    assert_eq!(got.ids, whole.ids[..27]);
+    let options = Options { max_cache_bytes: page, ..Options::default() };
+    let error = Scheduler::new(local_model("llama"), options).expect_err("too little");
+    assert!(error.to_string().contains("`max_cache_bytes`"), "{error}");
+}
+
+#[test]
+fn adapters_of_one_batch_answer_as_their_merged_models_do() {
+    let base = Checkpoint::open(golden("llama")).expect("it opens");
+    let adapter = Adapter::read(&golden("peft/llama"), base.config()).expect("the golden adapter opens");
+    let mut model = LocalModel::new(weights("llama"), tokenizer(257), Precision::F32).expect("they fit");
+    model.add_adapter("golden", &adapter).expect("it fits");
+    let mut stronger = adapter.clone();
+    stronger.pairs.iter_mut().for_each(|pair| pair.scale *= 3.0);
+    model.add_adapter("strong", &stronger).expect("it fits");
+    assert_eq!(model.adapters().collect::<Vec<_>>(), ["golden", "strong"]);
+    let mut scheduler = Scheduler::new(Arc::new(model), Options::default()).expect("fine");
+    let adapters = [None, Some("strong"), Some("golden"), None, Some("golden"), Some("strong")];
+    let requests: Vec<_> = adapters
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            let sampling = Sampling { adapter: name.map(str::to_owned), n: 2, ..drawn(i as u64 / 2, 8) };
+            request("a prompt that they all share, and more of it", sampling)
+        })
+        .collect();
+    let ids: Vec<_> = requests.iter().map(|r| scheduler.submit(r.clone()).expect("fine")).collect();
+    let together = finished(&run(&mut scheduler));
+    for ((id, name), asked) in ids.iter().zip(adapters).zip(&requests) {
+        let mut weights = weights("llama");
+        if let Some(name) = name {
+            let adapter = if name == "golden" { &adapter } else { &stronger };
+            for (name, _, values) in adapter.merged_into(&base).map(|tensor| tensor.expect("it merges")) {
+                weights.tensor_mut(&name).expect("the model has it").copy_from_slice(&values);
+            }
+        }
+        let merged = LocalModel::new(weights, tokenizer(257), Precision::F32).expect("they fit");
+        let mut scheduler = Scheduler::new(Arc::new(merged), Options::default()).expect("fine");
+        let sampling = Sampling { adapter: None, ..asked.sampling.clone() };
+        let alone = scheduler.submit(Request { sampling, ..asked.clone() }).expect("fine");
+        let merged = finished(&run(&mut scheduler)).remove(&alone).expect("it finishes");
+        for (got, want) in together[id].answers.iter().zip(&merged.answers) {
+            // The branch is summed apart from the layer: the last bits of f32 differ, which draws rarely notice.
+            assert_eq!(got.ids, want.ids, "{name:?}");
+            for (got, want) in got.log_probs.iter().zip(&want.log_probs) {
+                assert!((got - want).abs() < 1e-4, "{name:?}: {got} for {want}");
+            }
+        }
+    }
+    assert_ne!(together[&ids[0]].answers, together[&ids[1]].answers);
+    assert_ne!(together[&ids[2]].answers, together[&ids[3]].answers);
+    let sampling = Sampling { adapter: Some("other".into()), ..greedy(1) };
+    let error = scheduler.submit(request("x", sampling)).expect_err("there is none");
+    assert_eq!(error.to_string(), "`adapter` is `other`: expected one of golden, strong");
 }

@@ -1,144 +1,256 @@
-//! Attention of single query rows over a cache of keys and values: decoding, and prefilling row by row.
+//! Attention over a cache of keys and values: decoding, and reading prompts in pieces of any size.
 //!
 //! # Layout of a cache
-//! One sequence's cache of one key/value head is two slices. Values are rows of [`value_stride`] floats, one per
-//! position. Keys stand in blocks of 16 positions, dimension by dimension: `keys[(block · D + d) · 16 + lane]`, so that
-//! 16 scores are computed side by side. Both have room for a multiple of 16 positions, which begins as zeros.
+//! A cache is a list of [`CacheBlock`]s, each with the keys and values of [`BLOCK`] positions of all heads of all layers
+//! ("slots"), in f32 or rounded to bf16. Of one slot there are keys, dimension by dimension, `keys[d · 16 + lane]`, so
+//! that 16 scores are computed side by side, then values, position by position, each in whole vectors. Blocks of
+//! different sequences may be the same one; which blocks a sequence's positions lie in does not show in the results.
 
-use crate::level::{Level, level};
+use crate::level::{Level, Precision, level};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
+use half::bf16;
 
-/// Positions of a block of keys.
+/// Positions of a block.
 pub const BLOCK: usize = LANES;
 
-/// Floats that one position's value takes: the head size, in whole vectors.
-pub fn value_stride(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(LANES)
+/// Most queries that share each load of the cache; more are taken in turn.
+pub const QUERIES: usize = 12;
+
+/// The keys and values of [`BLOCK`] positions.
+#[derive(Debug, Clone)]
+pub struct CacheBlock {
+    head_dim: usize,
+    numbers: Numbers,
 }
 
-/// Floats that `positions` keys take, in whole blocks.
-pub fn keys_len(positions: usize, head_dim: usize) -> usize {
-    positions.next_multiple_of(BLOCK) * head_dim
+#[derive(Debug, Clone)]
+enum Numbers {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
 }
 
-/// Floats that `positions` values take, in whole blocks.
-pub fn values_len(positions: usize, head_dim: usize) -> usize {
-    positions.next_multiple_of(BLOCK) * value_stride(head_dim)
+/// Numbers that one slot's keys take, then its values.
+fn slot_lens(head_dim: usize) -> (usize, usize) {
+    (BLOCK * head_dim, BLOCK * head_dim.next_multiple_of(LANES))
 }
 
-/// Writes one position's key and value of one head into its cache.
-///
-/// # Panics
-/// If the cache has no room for the position.
-pub fn store(keys: &mut [f32], values: &mut [f32], position: usize, key: &[f32], value: &[f32]) {
-    let head_dim = key.len();
-    assert_eq!(head_dim, value.len(), "attention: key and value differ in length");
-    let (block, lane) = (position / BLOCK, position % BLOCK);
-    let block = &mut keys[block * head_dim * BLOCK..][..head_dim * BLOCK];
-    for (line, key) in block.chunks_exact_mut(BLOCK).zip(key) {
-        line[lane] = *key;
+impl CacheBlock {
+    /// A block of zeros for `slots` heads of `head_dim`.
+    pub fn new(slots: usize, head_dim: usize, precision: Precision) -> Self {
+        let (keys, values) = slot_lens(head_dim);
+        let len = slots * (keys + values);
+        let numbers = match precision {
+            Precision::F32 => Numbers::F32(vec![0.0; len]),
+            Precision::Bf16 => Numbers::Bf16(vec![0; len]),
+        };
+        Self { head_dim, numbers }
     }
-    values[position * value_stride(head_dim)..][..head_dim].copy_from_slice(value);
+
+    /// Memory that such a block takes.
+    pub fn bytes(slots: usize, head_dim: usize, precision: Precision) -> usize {
+        let (keys, values) = slot_lens(head_dim);
+        let size = match precision {
+            Precision::F32 => size_of::<f32>(),
+            Precision::Bf16 => size_of::<u16>(),
+        };
+        slots * (keys + values) * size
+    }
+
+    /// Writes one position's key and value of one slot.
+    ///
+    /// # Panics
+    /// If they are not of the block's head size, or there is no such slot or lane.
+    pub fn store(&mut self, slot: usize, lane: usize, key: &[f32], value: &[f32]) {
+        let d = self.head_dim;
+        assert!(key.len() == d && value.len() == d, "attention: a key or value is not {d} floats long");
+        assert!(lane < BLOCK, "attention: position {lane} of a block of {BLOCK}");
+        match &mut self.numbers {
+            Numbers::F32(numbers) => store(numbers, slot, lane, key, value, |x| x),
+            Numbers::Bf16(numbers) => store(numbers, slot, lane, key, value, |x| bf16::from_f32(x).to_bits()),
+        }
+    }
+
+    /// Takes over what another block holds.
+    ///
+    /// # Panics
+    /// If the blocks differ in shape or precision.
+    pub fn copy_from(&mut self, other: &Self) {
+        match (&mut self.numbers, &other.numbers) {
+            (Numbers::F32(to), Numbers::F32(from)) => to.copy_from_slice(from),
+            (Numbers::Bf16(to), Numbers::Bf16(from)) => to.copy_from_slice(from),
+            _ => panic!("attention: blocks of different precision"),
+        }
+    }
 }
 
-/// The query heads of one row that share a key/value head attend to the first `len` positions of its cache:
-/// `out = softmax(scale · q·K) · V`, head by head.
+fn store<T>(numbers: &mut [T], slot: usize, lane: usize, key: &[f32], value: &[f32], convert: impl Fn(f32) -> T) {
+    let (keys, values) = slot_lens(key.len());
+    let own = &mut numbers[slot * (keys + values)..][..keys + values];
+    let (own_keys, own_values) = own.split_at_mut(keys);
+    for (line, key) in own_keys.chunks_exact_mut(BLOCK).zip(key) {
+        line[lane] = convert(*key);
+    }
+    for (to, value) in own_values[lane * (values / BLOCK)..].iter_mut().zip(value) {
+        *to = convert(*value);
+    }
+}
+
+/// Queries of one key/value head attend to one sequence: `out = softmax(scale · q·K) · V`, each over the first
+/// `lens[i]` positions.
 ///
-/// A head's result has the same bits whatever stands beside it or in the cache beyond `len`.
+/// A query's result has the same bits whatever stands beside it, in whatever blocks its positions lie and whatever those
+/// hold beyond its length.
 ///
 /// # Shapes
-/// - `out`, `query`: `heads × head_dim`
+/// - `out`, `query`: `lens.len() × head_dim`
+/// - `blocks`: the sequence's, of the same shape and precision
 /// - `scores`: scratch, grown as needed
 ///
 /// # Panics
-/// If a slice is too short.
-pub fn decode(
+/// If a slice is too short, or a query has nothing to attend to.
+pub fn attend(
     out: &mut [f32],
     query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    len: usize,
-    head_dim: usize,
+    lens: &[usize],
+    blocks: &[&CacheBlock],
+    slot: usize,
     scale: f32,
     scores: &mut Vec<f32>,
 ) {
-    decode_at(level(), out, query, keys, values, len, head_dim, scale, scores);
+    attend_at(level(), out, query, lens, blocks, slot, scale, scores);
 }
 
-fn decode_at(
+fn attend_at(
     level: Level,
     out: &mut [f32],
     query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    len: usize,
-    head_dim: usize,
+    lens: &[usize],
+    blocks: &[&CacheBlock],
+    slot: usize,
     scale: f32,
     scores: &mut Vec<f32>,
 ) {
-    assert_eq!(out.len(), query.len(), "attention: out and query differ in length");
+    let d = blocks.first().map_or(0, |block| block.head_dim);
+    let longest = lens.iter().copied().max().unwrap_or(0);
+    assert!(d > 0 && blocks.iter().all(|b| b.head_dim == d), "attention: blocks of different head sizes, or none");
     assert!(
-        head_dim > 0 && query.len().is_multiple_of(head_dim),
-        "attention: {} floats in heads of {head_dim}",
-        query.len()
+        out.len() == lens.len() * d && query.len() == out.len(),
+        "attention: {} and {} floats for {} heads of {d}",
+        out.len(),
+        query.len(),
+        lens.len()
     );
-    assert!(len > 0, "attention: nothing to attend to");
-    assert!(keys.len() >= keys_len(len, head_dim), "attention: {} floats of keys for {len} positions", keys.len());
-    assert!(
-        values.len() >= values_len(len, head_dim),
-        "attention: {} floats of values for {len} positions",
-        values.len()
-    );
-    let padded = len.next_multiple_of(BLOCK);
-    let heads = query.len() / head_dim;
-    if scores.len() < heads.min(4) * padded {
-        scores.resize(heads.min(4) * padded, 0.0);
+    assert!(lens.iter().all(|&len| len > 0), "attention: nothing to attend to");
+    assert!(blocks.len() * BLOCK >= longest, "attention: {} blocks for {longest} positions", blocks.len());
+    let padded = longest.next_multiple_of(BLOCK);
+    if scores.len() < lens.len().min(QUERIES) * padded {
+        scores.resize(lens.len().min(QUERIES) * padded, 0.0);
     }
-    // Up to four heads share each load of the cache.
-    for (out, query) in out.chunks_mut(4 * head_dim).zip(query.chunks(4 * head_dim)) {
-        let heads = query.len() / head_dim;
-        let scores = &mut scores[..heads * padded];
-        dispatch(level, Decode { out, query, keys, values, len, head_dim, scale, scores });
+    let mut first = 0;
+    while first < lens.len() {
+        // Sizes that are compiled.
+        let left = lens.len() - first;
+        let count = [QUERIES, 9, 8, 6, 4, 3, 2, 1].into_iter().find(|&size| size <= left).unwrap_or(1);
+        let range = first..first + count;
+        let part = Part {
+            out: &mut out[first * d..][..count * d],
+            query: &query[first * d..][..count * d],
+            lens: &lens[range],
+            head_dim: d,
+            scale,
+            scores: &mut scores[..count * padded],
+        };
+        let (keys, values) = slot_lens(d);
+        let own = slot * (keys + values)..(slot + 1) * (keys + values);
+        match &blocks[0].numbers {
+            Numbers::F32(_) => {
+                let of = |block: usize| match &blocks[block].numbers {
+                    Numbers::F32(numbers) => numbers[own.clone()].split_at(keys),
+                    Numbers::Bf16(_) => panic!("attention: blocks of different precision"),
+                };
+                dispatch(level, Attend { part, of });
+            }
+            Numbers::Bf16(_) => {
+                let of = |block: usize| match &blocks[block].numbers {
+                    Numbers::Bf16(numbers) => numbers[own.clone()].split_at(keys),
+                    Numbers::F32(_) => panic!("attention: blocks of different precision"),
+                };
+                dispatch(level, Attend { part, of });
+            }
+        }
+        first += count;
     }
 }
 
-struct Decode<'a> {
+/// A number as caches keep it.
+trait Stored: Copy {
+    /// Lanes of it, as f32.
+    fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V {
+        simd.load(x)
+    }
+}
+
+impl Stored for u16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V {
+        simd.load_bf16(x)
+    }
+}
+
+struct Part<'a> {
     out: &'a mut [f32],
     query: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    len: usize,
+    lens: &'a [usize],
     head_dim: usize,
     scale: f32,
     scores: &'a mut [f32],
 }
 
-impl Kernel for Decode<'_> {
+/// `of` gives a block's keys and values.
+struct Attend<'a, F> {
+    part: Part<'a>,
+    of: F,
+}
+
+impl<'b, E: Stored + 'b, F: Fn(usize) -> (&'b [E], &'b [E])> Kernel for Attend<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.query.len() / self.head_dim {
-            1 => heads::<S, 1>(simd, self),
-            2 => heads::<S, 2>(simd, self),
-            3 => heads::<S, 3>(simd, self),
-            _ => heads::<S, 4>(simd, self),
+        let Self { part, of } = self;
+        // Sums of scores, and of values, that fit the registers.
+        match part.lens.len() {
+            1 => queries::<S, E, 1, 4, 4>(simd, part, of),
+            2 => queries::<S, E, 2, 4, 4>(simd, part, of),
+            3 => queries::<S, E, 3, 4, 4>(simd, part, of),
+            4 => queries::<S, E, 4, 4, 4>(simd, part, of),
+            6 => queries::<S, E, 6, 4, 4>(simd, part, of),
+            8 => queries::<S, E, 8, 3, 2>(simd, part, of),
+            9 => queries::<S, E, 9, 2, 2>(simd, part, of),
+            12 => queries::<S, E, 12, 2, 2>(simd, part, of),
+            count => unreachable!("{count} queries"),
         }
     }
 }
 
-/// Scores of `N` blocks of positions for `G` heads.
+/// Scores of `N` blocks of positions for `G` queries.
 #[inline(always)]
-fn score<S: Simd, const G: usize, const N: usize>(
+fn score<S: Simd, E: Stored, const G: usize, const N: usize>(
     simd: S,
     query: &[f32],
     head_dim: usize,
-    blocks: [&[[f32; BLOCK]]; N],
+    keys: [&[[E; BLOCK]]; N],
 ) -> [[S::V; N]; G] {
     let query: [&[f32]; G] = std::array::from_fn(|g| &query[g * head_dim..][..head_dim]);
+    let keys: [&[[E; BLOCK]]; N] = std::array::from_fn(|i| &keys[i][..head_dim]);
     let mut sums = [[simd.splat(0.0); N]; G];
     for d in 0..head_dim {
-        let key: [S::V; N] = std::array::from_fn(|i| simd.load(&blocks[i][d]));
+        let key: [S::V; N] = std::array::from_fn(|i| E::load(simd, &keys[i][d]));
         for g in 0..G {
             let q = simd.splat(query[g][d]);
             for i in 0..N {
@@ -149,53 +261,39 @@ fn score<S: Simd, const G: usize, const N: usize>(
     sums
 }
 
-/// `N` vectors of the weighted sum of values, for `G` heads.
 #[inline(always)]
-fn weigh<S: Simd, const G: usize, const N: usize>(
+fn queries<'b, S: Simd, E: Stored + 'b, const G: usize, const N: usize, const W: usize>(
     simd: S,
-    weights: [&[f32]; G],
-    values: &[[f32; LANES]],
-    stride: usize,
-) -> [[S::V; N]; G] {
-    let mut sums = [[simd.splat(0.0); N]; G];
-    for (s, row) in values.chunks(stride).enumerate().take(weights[0].len()) {
-        let value: [S::V; N] = std::array::from_fn(|i| simd.load(&row[i]));
-        for g in 0..G {
-            let w = simd.splat(weights[g][s]);
-            for i in 0..N {
-                sums[g][i] = simd.mul_add(w, value[i], sums[g][i]);
+    part: Part,
+    of: impl Fn(usize) -> (&'b [E], &'b [E]),
+) {
+    let Part { out, query, lens, head_dim, scale, scores } = part;
+    let padded = scores.len() / G;
+    let blocks = padded / BLOCK;
+    let scale = simd.splat(scale);
+    let keys = |block: usize| of(block).0.as_chunks::<BLOCK>().0;
+    let mut put = |g: usize, block: usize, v: S::V| {
+        simd.store(scores[g * padded + block * BLOCK..].first_chunk_mut().expect("a whole block"), simd.mul(v, scale));
+    };
+    let whole = blocks - blocks % N;
+    for first in (0..whole).step_by(N) {
+        let keys = std::array::from_fn(|i| keys(first + i));
+        for (g, sums) in score::<S, E, G, N>(simd, query, head_dim, keys).into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                put(g, first + i, sum);
             }
         }
     }
-    sums
-}
-
-#[inline(always)]
-fn heads<S: Simd, const G: usize>(simd: S, a: Decode) {
-    let Decode { out, query, keys, values, len, head_dim, scale, scores } = a;
-    let padded = len.next_multiple_of(BLOCK);
-    let keys = keys.as_chunks::<BLOCK>().0;
-    let scale = simd.splat(scale);
-    let blocks = padded / BLOCK;
-    let block = |i: usize| &keys[i * head_dim..][..head_dim];
-    let mut put = |g: usize, i: usize, v: S::V| {
-        simd.store(scores[g * padded + i * BLOCK..].first_chunk_mut().expect("a whole block"), simd.mul(v, scale));
-    };
-    for i in (0..blocks - blocks % 2).step_by(2) {
-        for (g, sums) in score::<S, G, 2>(simd, query, head_dim, [block(i), block(i + 1)]).into_iter().enumerate() {
-            put(g, i, sums[0]);
-            put(g, i + 1, sums[1]);
-        }
-    }
-    if blocks % 2 == 1 {
-        for (g, sums) in score::<S, G, 1>(simd, query, head_dim, [block(blocks - 1)]).into_iter().enumerate() {
-            put(g, blocks - 1, sums[0]);
+    for block in whole..blocks {
+        for (g, [sum]) in score::<S, E, G, 1>(simd, query, head_dim, [keys(block)]).into_iter().enumerate() {
+            put(g, block, sum);
         }
     }
     // Softmax, but for the division, which is left to the end.
     let mut totals = [0.0f32; G];
-    for (scores, total) in scores.chunks_exact_mut(padded).zip(&mut totals) {
-        scores[len..].fill(f32::NEG_INFINITY);
+    for (g, total) in totals.iter_mut().enumerate() {
+        let scores = &mut scores[g * padded..][..lens[g].next_multiple_of(BLOCK)];
+        scores[lens[g]..].fill(f32::NEG_INFINITY);
         let lines = scores.as_chunks_mut::<LANES>().0;
         let mut largest = simd.splat(f32::NEG_INFINITY);
         for line in lines.iter() {
@@ -210,28 +308,64 @@ fn heads<S: Simd, const G: usize>(simd: S, a: Decode) {
         }
         *total = simd.sum(sum);
     }
-    let weights: [&[f32]; G] = std::array::from_fn(|g| &scores[g * padded..][..len]);
-    let stride = value_stride(head_dim) / LANES;
-    let values = values.as_chunks::<LANES>().0;
-    let mut finish = |g: usize, first: usize, v: S::V| {
-        let end = head_dim.min(first + LANES);
-        simd.store_first(&mut out[g * head_dim + first..g * head_dim + end], simd.div(v, simd.splat(totals[g])));
-    };
+    let stride = head_dim.next_multiple_of(LANES) / LANES;
     let mut done = 0;
     while done < stride {
-        let values = &values[done..];
-        if stride - done >= 4 {
-            for (g, sums) in weigh::<S, G, 4>(simd, weights, values, stride).into_iter().enumerate() {
-                for (i, sum) in sums.into_iter().enumerate() {
-                    finish(g, (done + i) * LANES, sum);
+        if stride - done >= W {
+            weigh::<S, E, G, W>(simd, out, scores, lens, &totals, head_dim, done, &of);
+            done += W;
+        } else {
+            weigh::<S, E, G, 1>(simd, out, scores, lens, &totals, head_dim, done, &of);
+            done += 1;
+        }
+    }
+}
+
+/// `W` vectors of the weighted sums of values, from vector `done` on, for `G` queries.
+#[inline(always)]
+fn weigh<'b, S: Simd, E: Stored + 'b, const G: usize, const W: usize>(
+    simd: S,
+    out: &mut [f32],
+    scores: &[f32],
+    lens: &[usize],
+    totals: &[f32; G],
+    head_dim: usize,
+    done: usize,
+    of: &impl Fn(usize) -> (&'b [E], &'b [E]),
+) {
+    let padded = scores.len() / G;
+    let stride = head_dim.next_multiple_of(LANES) / LANES;
+    let weights: [&[f32]; G] = std::array::from_fn(|g| &scores[g * padded..][..padded]);
+    let mut sums = [[simd.splat(0.0); W]; G];
+    // Positions that all queries attend to.
+    let common = lens.iter().copied().min().unwrap_or(0);
+    for first in (0..common).step_by(BLOCK) {
+        let values = &of(first / BLOCK).1.as_chunks::<LANES>().0[done..];
+        let weights: [&[f32; BLOCK]; G] =
+            std::array::from_fn(|g| weights[g][first..].first_chunk().expect("a whole block"));
+        for lane in 0..BLOCK.min(common - first) {
+            let value: [S::V; W] = std::array::from_fn(|i| E::load(simd, &values[lane * stride + i]));
+            for g in 0..G {
+                let w = simd.splat(weights[g][lane]);
+                for i in 0..W {
+                    sums[g][i] = simd.mul_add(w, value[i], sums[g][i]);
                 }
             }
-            done += 4;
-        } else {
-            for (g, sums) in weigh::<S, G, 1>(simd, weights, values, stride).into_iter().enumerate() {
-                finish(g, done * LANES, sums[0]);
+        }
+    }
+    for g in 0..G {
+        for position in common..lens[g] {
+            let values = &of(position / BLOCK).1.as_chunks::<LANES>().0[position % BLOCK * stride + done..];
+            let w = simd.splat(weights[g][position]);
+            for i in 0..W {
+                sums[g][i] = simd.mul_add(w, E::load(simd, &values[i]), sums[g][i]);
             }
-            done += 1;
+        }
+        let total = simd.splat(totals[g]);
+        for (i, sum) in sums[g].into_iter().enumerate() {
+            let first = (done + i) * LANES;
+            let end = head_dim.min(first + LANES);
+            simd.store_first(&mut out[g * head_dim + first..g * head_dim + end], simd.div(sum, total));
         }
     }
 }
@@ -241,53 +375,82 @@ mod tests {
     use super::*;
     use crate::random::fill_normal;
 
+    const SLOTS: usize = 3;
+    const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
     struct Case {
-        query: Vec<f32>,
-        key_rows: Vec<f32>,
-        value_rows: Vec<f32>,
+        head_dim: usize,
         keys: Vec<f32>,
         values: Vec<f32>,
+        blocks: Vec<CacheBlock>,
     }
 
-    fn case(heads: usize, head_dim: usize, len: usize) -> Case {
-        let normal = |key, n| {
-            let mut x = vec![0.0; n];
-            fill_normal(key, 1.0, &mut x);
+    fn normal(key: u64, n: usize) -> Vec<f32> {
+        let mut x = vec![0.0; n];
+        fill_normal(key, 1.0, &mut x);
+        x
+    }
+
+    /// A cache whose slot 1 holds normal numbers, representable in bf16 if that is its precision.
+    fn case(head_dim: usize, len: usize, precision: Precision) -> Case {
+        let representable = |mut x: Vec<f32>| {
+            if precision == Precision::Bf16 {
+                x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+            }
             x
         };
-        let (key_rows, value_rows) = (normal(2, len * head_dim), normal(3, len * head_dim));
-        let (mut keys, mut values) = (vec![0.0; keys_len(len, head_dim)], vec![0.0; values_len(len, head_dim)]);
-        for (i, (k, v)) in key_rows.chunks(head_dim).zip(value_rows.chunks(head_dim)).enumerate() {
-            store(&mut keys, &mut values, i, k, v);
+        let keys = representable(normal(2, len * head_dim));
+        let values = representable(normal(3, len * head_dim));
+        let mut blocks = vec![CacheBlock::new(SLOTS, head_dim, precision); len.div_ceil(BLOCK)];
+        for (i, (key, value)) in keys.chunks(head_dim).zip(values.chunks(head_dim)).enumerate() {
+            blocks[i / BLOCK].store(1, i % BLOCK, key, value);
+            // Neighbouring slots are no part of it.
+            blocks[i / BLOCK].store(0, i % BLOCK, &vec![f32::NAN; head_dim], &vec![f32::NAN; head_dim]);
+            blocks[i / BLOCK].store(2, i % BLOCK, &vec![f32::NAN; head_dim], &vec![f32::NAN; head_dim]);
         }
-        Case { query: normal(1, heads * head_dim), key_rows, value_rows, keys, values }
+        Case { head_dim, keys, values, blocks }
+    }
+
+    impl Case {
+        fn run(&self, level: Level, query: &[f32], lens: &[usize]) -> Vec<f32> {
+            let mut out = vec![0.0; query.len()];
+            let blocks: Vec<&CacheBlock> = self.blocks.iter().collect();
+            let scale = 1.0 / (self.head_dim as f32).sqrt();
+            attend_at(level, &mut out, query, lens, &blocks, 1, scale, &mut vec![7.0; 3]);
+            out
+        }
     }
 
     #[test]
-    fn heads_agree_with_the_formula_at_every_level() {
+    fn queries_agree_with_the_formula_at_every_level() {
         for level in Level::available() {
-            for heads in [1, 2, 3, 4, 7] {
-                for (head_dim, len) in [(1, 1), (6, 5), (16, 16), (20, 33), (64, 70), (80, 17), (128, 100)] {
-                    let c = case(heads, head_dim, len);
-                    let mut out = vec![0.0; heads * head_dim];
-                    let scale = 1.0 / (head_dim as f32).sqrt();
-                    decode_at(level, &mut out, &c.query, &c.keys, &c.values, len, head_dim, scale, &mut Vec::new());
-                    for (query, out) in c.query.chunks(head_dim).zip(out.chunks(head_dim)) {
-                        let scores: Vec<f64> = c
-                            .key_rows
-                            .chunks(head_dim)
-                            .map(|k| query.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>())
-                            .map(|s| s * f64::from(scale))
-                            .collect();
-                        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-                        let total: f64 = weights.iter().sum();
-                        for (d, got) in out.iter().enumerate() {
-                            let values = c.value_rows.chunks(head_dim).map(|v| f64::from(v[d]));
-                            let want: f64 = weights.iter().zip(values).map(|(w, v)| w * v).sum::<f64>() / total;
-                            // Scores of size about 3 are known to a few ulp, values are of size about 1.
-                            let error = (f64::from(*got) - want).abs();
-                            assert!(error < 4e-6, "{level} heads {heads} size {head_dim} len {len}: {got} for {want}");
+            for precision in PRECISIONS {
+                for count in [1, 2, 3, 4, 5, 6, 8, 9, 12, 17] {
+                    for (d, len) in [(1, 1), (6, 5), (16, 16), (20, 33), (64, 70), (80, 17), (128, 100)] {
+                        let c = case(d, len, precision);
+                        let query = normal(1, count * d);
+                        // Different lengths, in no order.
+                        let lens: Vec<usize> = (0..count).map(|i| 1 + (i * 7 + len - 1) % len).collect();
+                        let out = c.run(level, &query, &lens);
+                        for ((query, out), len) in query.chunks(d).zip(out.chunks(d)).zip(lens) {
+                            let scores: Vec<f64> = c
+                                .keys
+                                .chunks(d)
+                                .take(len)
+                                .map(|k| query.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>())
+                                .map(|s| s / (d as f64).sqrt())
+                                .collect();
+                            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                            let total: f64 = weights.iter().sum();
+                            for (i, got) in out.iter().enumerate() {
+                                let values = c.values.chunks(d).map(|v| f64::from(v[i]));
+                                let want: f64 = weights.iter().zip(values).map(|(w, v)| w * v).sum::<f64>() / total;
+                                // Scores of size about 3 are known to a few ulp, values are of size about 1.
+                                let error = (f64::from(*got) - want).abs();
+                                let what = format!("{level} {precision} {count} queries of {d}, len {len}");
+                                assert!(error < 4e-6, "{what}: {got} for {want}");
+                            }
                         }
                     }
                 }
@@ -296,21 +459,38 @@ mod tests {
     }
 
     #[test]
-    fn neither_neighbours_nor_the_rest_of_the_cache_show() {
-        let (head_dim, len) = (20, 70);
-        let mut c = case(3, head_dim, len);
-        let run = |query: &[f32], keys: &[f32], values: &[f32], len| {
-            let mut out = vec![0.0; query.len()];
-            decode(&mut out, query, keys, values, len, head_dim, 0.2, &mut vec![7.0; 3]);
-            out
-        };
-        let together = run(&c.query, &c.keys, &c.values, 41);
-        for (query, want) in c.query.chunks(head_dim).zip(together.chunks(head_dim)) {
-            assert_eq!(run(query, &c.keys, &c.values, 41), want);
+    fn neither_neighbours_nor_the_rest_of_the_cache_nor_its_blocks_show() {
+        let (d, len) = (20, 70);
+        for level in Level::available() {
+            for precision in PRECISIONS {
+                let mut c = case(d, len, precision);
+                let query = normal(1, 17 * d);
+                let lens: Vec<usize> = (0..17).map(|i| 41 - i % 4).collect();
+                let together = c.run(level, &query, &lens);
+                for ((query, want), len) in query.chunks(d).zip(together.chunks(d)).zip(&lens) {
+                    assert_eq!(c.run(level, query, &[*len]), want, "{level} {precision}");
+                }
+                for position in 41..len {
+                    c.blocks[position / BLOCK].store(1, position % BLOCK, &[f32::NAN; 20], &[f32::NAN; 20]);
+                }
+                assert_eq!(c.run(level, &query, &lens), together);
+                // A copy of a block is as good as the block.
+                let mut copy = CacheBlock::new(SLOTS, d, precision);
+                copy.copy_from(&c.blocks[1]);
+                c.blocks[1] = copy;
+                assert_eq!(c.run(level, &query, &lens), together);
+            }
         }
-        for position in 41..len {
-            store(&mut c.keys, &mut c.values, position, &[f32::NAN; 20], &[f32::NAN; 20]);
+    }
+
+    #[test]
+    fn a_block_takes_the_memory_that_was_foretold() {
+        for precision in PRECISIONS {
+            let size = match CacheBlock::new(5, 20, precision).numbers {
+                Numbers::F32(numbers) => size_of_val(&*numbers),
+                Numbers::Bf16(numbers) => size_of_val(&*numbers),
+            };
+            assert_eq!(CacheBlock::bytes(5, 20, precision), size);
         }
-        assert_eq!(run(&c.query, &c.keys, &c.values, 41), together);
     }
 }

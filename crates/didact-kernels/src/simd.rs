@@ -42,6 +42,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The square root.
     fn sqrt(self, a: Self::V) -> Self::V;
+    /// Lanes from the bits of bf16.
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::V {
+        self.load(&x.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
     /// `2ⁿ` for integral `n` in `-126..=127`.
     fn pow2(self, n: Self::V) -> Self::V;
 
@@ -247,14 +252,15 @@ pub(crate) mod x86 {
     use super::{Kernel, LANES, Lanes, Simd};
     use crate::level::Level;
     use std::arch::x86_64::{
-        __m256, __m512, __m512bh, __m512i, __mmask16, _MM_HINT_ET0, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps,
-        _mm256_castsi256_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps,
-        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_sub_ps,
-        _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
-        _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_loadu_ps,
-        _mm512_mask_storeu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set_epi16,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_sub_ps,
-        _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+        __m256, __m256i, __m512, __m512bh, __m512i, __mmask16, _MM_HINT_ET0, _mm_prefetch, _mm256_add_epi32,
+        _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps,
+        _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_sqrt_ps,
+        _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
+        _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbf16_ps,
+        _mm512_fmadd_ps, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+        _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4,
+        _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+        _mm512_unpacklo_ps,
     };
 
     /// Proof that AVX2 and FMA were found.
@@ -420,6 +426,15 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn fetch(self, x: *const f32) {
             fetch(x);
+        }
+
+        #[inline(always)]
+        fn load_bf16(self, x: &[u16; LANES]) -> __m512 {
+            // SAFETY: the token proves the features; both are 32 bytes of plain bits.
+            unsafe {
+                let bits = std::mem::transmute::<[u16; LANES], __m256i>(*x);
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
         }
 
         #[inline(always)]
@@ -643,6 +658,30 @@ mod tests {
             dispatch(level, ExpWeight(&x, &mut ends));
             assert!(ends[0].is_nan(), "{level}");
             assert_eq!(ends[1..3], [0.0, 1.0], "{level}");
+        }
+    }
+
+    struct LoadBf16<'a>(&'a [[u16; LANES]], &'a mut [f32]);
+    impl Kernel for LoadBf16<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for (x, y) in self.0.iter().zip(self.1.as_chunks_mut::<LANES>().0) {
+                let v = simd.load_bf16(x);
+                simd.store(y, v);
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_widened_exactly_at_every_level() {
+        let x: Vec<[u16; LANES]> = (0..1 << 12).map(|i| std::array::from_fn(|j| (16 * i + j) as u16)).collect();
+        for level in Level::available() {
+            let mut y = vec![0.0; 1 << 16];
+            dispatch(level, LoadBf16(&x, &mut y));
+            for (bits, y) in y.iter().enumerate() {
+                assert_eq!(y.to_bits(), (bits as u32) << 16, "{level}");
+            }
         }
     }
 

@@ -41,6 +41,47 @@ impl Kernel for Subtract<'_> {
     }
 }
 
+/// Index of each row's largest element, the first of equal ones; `None` if none is above -∞. NaN is passed over.
+///
+/// # Panics
+/// If `x` is not whole rows of `width`.
+pub fn largest_rows(x: &[f32], width: usize) -> Vec<Option<usize>> {
+    assert!(width > 0 && x.len().is_multiple_of(width), "largest: {} floats in rows of {width}", x.len());
+    x.par_chunks(width).map(largest).collect()
+}
+
+/// [`largest_rows`] of one row.
+pub fn largest(x: &[f32]) -> Option<usize> {
+    dispatch(level(), Largest(x))
+}
+
+struct Largest<'a>(&'a [f32]);
+
+impl Kernel for Largest<'_> {
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Option<usize> {
+        // The largest of a block first, so that only one block is searched element by element.
+        const BLOCK: usize = 64 * LANES;
+        let mut best = (f32::NEG_INFINITY, None);
+        for (i, block) in self.0.chunks(BLOCK).enumerate() {
+            let (lines, rest) = block.as_chunks::<LANES>();
+            let mut largest = simd.splat(f32::NEG_INFINITY);
+            for line in lines {
+                largest = simd.max(simd.load(line), largest);
+            }
+            largest = simd.max(simd.load_or(rest, f32::NEG_INFINITY), largest);
+            let largest = simd.largest(largest);
+            if largest > best.0 {
+                best = (largest, Some(i * BLOCK));
+            }
+        }
+        let (largest, first) = best;
+        first.and_then(|first| Some(first + self.0[first..].iter().position(|&x| x == largest)?))
+    }
+}
+
 struct LogSumExp<'a>(&'a [f32]);
 
 impl Kernel for LogSumExp<'_> {
@@ -102,6 +143,28 @@ mod tests {
                 assert_within(&format!("{level} {rows} x {width}"), &x, within);
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_at_every_level() {
+        for level in Level::available() {
+            for width in [1, 15, 16, 1023, 1024, 1025, 49_152] {
+                let mut x = vec![0.0; width];
+                fill_normal(3, 1.0, &mut x);
+                // Equal ones: the first counts.
+                for at in [width - 1, width / 2, width / 3] {
+                    x[at] = 9.0;
+                    assert_eq!(dispatch(level, Largest(&x)), Some(at), "{level} {width}");
+                }
+                if width > 1 {
+                    x[0] = f32::NAN;
+                    assert_eq!(dispatch(level, Largest(&x)), Some((width / 3).max(1)), "{level} {width}");
+                }
+            }
+            assert_eq!(dispatch(level, Largest(&[])), None);
+            assert_eq!(dispatch(level, Largest(&[f32::NAN, f32::NEG_INFINITY])), None);
+        }
+        assert_eq!(largest_rows(&[1.0, 2.0, 4.0, 3.0], 2), [Some(1), Some(0)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! In bf16 at level `Avx512Bf16` the chain takes two steps of k at a time as the instruction does, and subnormal operands
 //! count as 0, as the instruction has it. The other levels round the operands to bf16 and multiply them in f32.
 
+mod decode;
 mod drive;
 mod pack;
 mod parts;
@@ -25,6 +26,7 @@ mod tests;
 pub use parts::PackedMemory;
 
 use crate::level::{Level, Precision, level};
+pub use decode::gemm_rows;
 pub(crate) use drive::with_scratch;
 use drive::{Output, multiply, multiply_packing};
 pub(crate) use pack::round_to_bf16;
