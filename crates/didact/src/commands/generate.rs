@@ -1,6 +1,6 @@
 //! `didact generate`: prompts in, text out.
 
-use super::local::ModelFiles;
+use super::local::{ModelFiles, NamedAdapter};
 use super::remote::RemoteArgs;
 use super::sampling::{SamplingArgs, bad_row, rows, with_row};
 use crate::cli::Global;
@@ -30,9 +30,10 @@ pub(crate) struct GenerateArgs {
     /// A model directory, a .gguf file, or a name that `model pull` knows
     #[arg(long, value_name = "PATH")]
     model: String,
-    /// A LoRA adapter's directory, folded in while loading
-    #[arg(long, value_name = "DIR", conflicts_with = "endpoint")]
-    adapter: Option<PathBuf>,
+    /// A LoRA adapter (PEFT's layout) that answers, used beside the weights without merging; may be given several times,
+    /// and a row of --input may choose another than the first by its name: {"adapter": "NAME"} in its `sampling`
+    #[arg(long, value_name = "[NAME=]DIR", conflicts_with = "endpoint")]
+    adapter: Vec<NamedAdapter>,
     /// Text to continue
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -52,7 +53,8 @@ pub(crate) struct GenerateArgs {
     #[arg(
         long, value_name = "N", help_heading = BEAMS,
         conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-            "frequency_penalty", "logit_bias", "stop", "min_tokens", "ignore_eos", "constraint", "top_logprobs", "endpoint"]
+            "frequency_penalty", "logit_bias", "stop", "min_tokens", "ignore_eos", "constraint", "top_logprobs", "endpoint",
+            "adapter"]
     )]
     beams: Option<usize>,
     /// Favour longer answers: scores are divided by length to the power of this
@@ -146,13 +148,16 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
         return conclude(printer, started, Some(generator.bill()), &cancel);
     }
     let files = ModelFiles::open(&args.model, output)?;
-    let base =
-        Sampling { top_log_probs: args.top_logprobs, ..args.sampling.sampling(Some(files.tokenizer()), args.n, seed)? };
+    let base = Sampling {
+        top_log_probs: args.top_logprobs,
+        adapter: args.adapter.first().map(|adapter| adapter.name.clone()),
+        ..args.sampling.sampling(Some(files.tokenizer()), args.n, seed)?
+    };
     if args.beams.is_none() {
         didact_infer::check(&base).map_err(see_help)?;
     }
     let rows = prompts(args, Some(files.tokenizer()), &base)?;
-    let model = files.load_with(args.adapter.as_deref(), global)?;
+    let model = files.load_beside(&args.adapter, global)?;
     let cancel = Cancel::new();
     signals::watch(&cancel)?;
     let started = Instant::now();

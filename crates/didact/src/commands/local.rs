@@ -11,6 +11,7 @@ use didact_kernels::Precision;
 use didact_model::peft::Adapter;
 use didact_model::{Checkpoint, Decoder};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// Which model, for commands that talk to one.
@@ -58,6 +59,42 @@ impl ModelFiles {
         let weights = EngineWeights::from_decoder(&decoder);
         drop(decoder);
         Ok(Arc::new(LocalModel::new(weights, Arc::clone(&self.tokenizer), precision(global))?))
+    }
+
+    /// As [`load`](Self::load), with adapters beside the weights that requests may name.
+    pub(crate) fn load_beside(&self, adapters: &[NamedAdapter], global: &Global) -> anyhow::Result<Arc<LocalModel>> {
+        // What is wrong with an adapter is said before the weights are read.
+        let read = |named: &NamedAdapter| Adapter::read(&named.directory, self.checkpoint.config());
+        let read = adapters.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let weights = EngineWeights::from_checkpoint(&self.checkpoint)?;
+        let mut model = LocalModel::new(weights, Arc::clone(&self.tokenizer), precision(global))?;
+        for (named, adapter) in adapters.iter().zip(&read) {
+            model.add_adapter(&named.name, adapter)?;
+        }
+        Ok(Arc::new(model))
+    }
+}
+
+/// An adapter's directory and the name that requests call it by: `NAME=DIR`, or `DIR` for one named after the directory.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedAdapter {
+    pub(crate) name: String,
+    directory: PathBuf,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, directory) = match text.split_once('=') {
+            Some((name, directory)) => (name.to_owned(), PathBuf::from(directory)),
+            None => {
+                let directory = PathBuf::from(text);
+                let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+                (name.unwrap_or_else(|| text.to_owned()), directory)
+            }
+        };
+        if name.is_empty() { Err("expected DIR or NAME=DIR".to_owned()) } else { Ok(Self { name, directory }) }
     }
 }
 
