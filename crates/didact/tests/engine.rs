@@ -23,7 +23,7 @@ fn an_adapter_answers_as_the_merged_model_does() {
     let plain = "{\"prompt\": \"add 3\"}\n{\"prompt\": \"add 4\"}\n";
     world.write("rows.jsonl", plain);
     let (base, merged) = (rows(&["--model", "model"]), rows(&["--model", "merged"]));
-    assert_ne!(base[0]["ids"], merged[0]["ids"]);
+    assert_ne!(base[0]["sum_logprob"], merged[0]["sum_logprob"]);
     let with = rows(&["--model", "model", "--adapter", "adapter"]);
     for i in 0..2 {
         assert_eq!(with[i]["ids"], merged[i]["ids"]);
