@@ -593,7 +593,7 @@ fn runs(spans: &[Span<'_>]) -> Vec<Run> {
         let Some(adapter) = span.cache.adapter() else { continue };
         match runs.last_mut() {
             Some(last) if last.rows.end == rows.start && Arc::ptr_eq(&last.adapter, adapter) => {
-                last.rows.end = rows.end
+                last.rows.end = rows.end;
             }
             _ => runs.push(Run { rows, adapter: Arc::clone(adapter) }),
         }

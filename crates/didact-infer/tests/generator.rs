@@ -85,7 +85,7 @@ fn sixty_four_requests_are_answered_as_one_by_one() {
     let beginnings = ["once upon a time there was ", "", "q: 1+1? a: 2. q: 2+2? a: 4. q: "];
     let requests: Vec<Request> = (0..64u64)
         .map(|i| {
-            let text = format!("{}{}", beginnings[i as usize % 3], &"the quick brown fox"[..1 + i as usize * 7 % 19]);
+            let text = format!("{}{}", beginnings[i as usize % 3], &"the quick brown fox"[..=i as usize * 7 % 19]);
             let temperature = [0.0, 0.7, 1.3][i as usize % 3];
             let stop = if i % 5 == 0 { vec!["e".into()] } else { Vec::new() };
             let top_k = (i % 4 == 1).then_some(30);

@@ -226,7 +226,7 @@ fn few_shot(count: u64) -> Vec<Request> {
     (0..count)
         .map(|i| {
             let sampling = Sampling { n: 1 + i as usize % 3, ..drawn(i, 3 + i as usize % 7) };
-            request(&format!("{beginning}{}", &"?!abcdefgh"[..1 + i as usize % 10]), sampling)
+            request(&format!("{beginning}{}", &"?!abcdefgh"[..=i as usize % 10]), sampling)
         })
         .collect()
 }

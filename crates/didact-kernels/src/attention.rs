@@ -308,7 +308,7 @@ fn queries<'b, S: Simd, E: Stored + 'b, const G: usize, const N: usize, const W:
         }
         *total = simd.sum(sum);
     }
-    let stride = head_dim.next_multiple_of(LANES) / LANES;
+    let stride = head_dim.div_ceil(LANES);
     let mut done = 0;
     while done < stride {
         if stride - done >= W {
@@ -334,7 +334,7 @@ fn weigh<'b, S: Simd, E: Stored + 'b, const G: usize, const W: usize>(
     of: &impl Fn(usize) -> (&'b [E], &'b [E]),
 ) {
     let padded = scores.len() / G;
-    let stride = head_dim.next_multiple_of(LANES) / LANES;
+    let stride = head_dim.div_ceil(LANES);
     let weights: [&[f32]; G] = std::array::from_fn(|g| &scores[g * padded..][..padded]);
     let mut sums = [[simd.splat(0.0); W]; G];
     // Positions that all queries attend to.
@@ -395,7 +395,9 @@ mod tests {
     fn case(head_dim: usize, len: usize, precision: Precision) -> Case {
         let representable = |mut x: Vec<f32>| {
             if precision == Precision::Bf16 {
-                x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                for x in &mut x {
+                    *x = bf16::from_f32(*x).to_f32();
+                }
             }
             x
         };

@@ -86,13 +86,12 @@ impl FromStr for NamedAdapter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, directory) = match text.split_once('=') {
-            Some((name, directory)) => (name.to_owned(), PathBuf::from(directory)),
-            None => {
-                let directory = PathBuf::from(text);
-                let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-                (name.unwrap_or_else(|| text.to_owned()), directory)
-            }
+        let (name, directory) = if let Some((name, directory)) = text.split_once('=') {
+            (name.to_owned(), PathBuf::from(directory))
+        } else {
+            let directory = PathBuf::from(text);
+            let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            (name.unwrap_or_else(|| text.to_owned()), directory)
         };
         if name.is_empty() { Err("expected DIR or NAME=DIR".to_owned()) } else { Ok(Self { name, directory }) }
     }

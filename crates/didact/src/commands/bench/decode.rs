@@ -62,12 +62,12 @@ struct Report {
 }
 
 pub(super) fn run(args: &DecodeArgs, global: &Global, threads: usize, output: &Output) -> anyhow::Result<Status> {
-    let precision = match global.precision.unwrap_or(PrecisionOption::Auto) {
-        PrecisionOption::F32 => Precision::F32,
-        PrecisionOption::Bf16 => Precision::Bf16,
-        PrecisionOption::Auto if didact_kernels::level() == Level::Avx512Bf16 => Precision::Bf16,
-        PrecisionOption::Auto => Precision::F32,
+    let is_bf16 = match global.precision.unwrap_or(PrecisionOption::Auto) {
+        PrecisionOption::F32 => false,
+        PrecisionOption::Bf16 => true,
+        PrecisionOption::Auto => didact_kernels::level() == Level::Avx512Bf16,
     };
+    let precision = if is_bf16 { Precision::Bf16 } else { Precision::F32 };
     let streams = Streams::new(global.seed.unwrap_or(0));
     let weights = match BenchModel::built_in(&args.model) {
         Some(model) => EngineWeights::init(&model.config, &streams),
@@ -97,7 +97,7 @@ pub(super) fn run(args: &DecodeArgs, global: &Global, threads: usize, output: &O
     let (prefill, decode) = (Spread::of(prefill), Spread::of(decode));
     let report = Report {
         model: args.model.clone(),
-        precision: if precision == Precision::Bf16 { "bf16" } else { "f32" },
+        precision: if is_bf16 { "bf16" } else { "f32" },
         streams: batch,
         prompt_tokens: prompt,
         new_tokens: new,
