@@ -69,6 +69,10 @@ fn sampling(
         let why = "`top_log_probs` needs token ids, and servers name tokens by their text";
         return Err(RequestError::Unsupported(why.into()));
     }
+    if sampling.adapter.is_some() {
+        let why = "`adapter` is for models of this process; a server has adapters under model names of their own";
+        return Err(RequestError::Unsupported(why.into()));
+    }
     let mut fields = Map::new();
     let limit = if uses_max_completion_tokens { "max_completion_tokens" } else { "max_tokens" };
     fields.insert(limit.into(), sampling.max_tokens.into());
@@ -345,6 +349,7 @@ mod tests {
         assert_eq!(body["response_format"]["json_schema"]["schema"], schema);
         for sampling in [
             Sampling { top_log_probs: 2, ..Sampling::default() },
+            Sampling { adapter: Some("mine".into()), ..Sampling::default() },
             Sampling { constraint: Some(Constraint::Regex("a+".into())), ..Sampling::default() },
         ] {
             assert!(matches!(of(sampling), Err(RequestError::Unsupported(_))));
