@@ -65,7 +65,7 @@ pub enum Entry {
     /// An answered request: `{"request": ..., "completion": {"Ok": ...}}`.
     Generated {
         /// What was asked.
-        request: Request,
+        request: Box<Request>,
         /// What came.
         completion: Result<Completion, RequestError>,
     },
@@ -205,7 +205,7 @@ impl<G: Generator> Generator for Recorder<G> {
         cancel: &Cancel,
     ) -> Result<(), GenerateError> {
         let mut keep = |index: usize, completion: Result<Completion, RequestError>| {
-            self.keep(Entry::Generated { request: requests[index].clone(), completion: completion.clone() });
+            self.keep(Entry::Generated { request: Box::new(requests[index].clone()), completion: completion.clone() });
             sink(index, completion);
         };
         self.inner.generate(requests, &mut keep, cancel)
@@ -312,7 +312,8 @@ mod tests {
         let path = directory.path().join("transcript.jsonl");
         let row = |text: &str| {
             let completion = Ok(Completion { answers: Vec::new(), prompt_tokens: text.len() });
-            serde_json::to_string(&Entry::Generated { request: request("one"), completion }).expect("it prints")
+            serde_json::to_string(&Entry::Generated { request: Box::new(request("one")), completion })
+                .expect("it prints")
         };
         let write = |rows: &[String]| files::write_atomic(&path, rows.join("\n").as_bytes()).expect("it is written");
         write(&[row("a"), row("a")]);
