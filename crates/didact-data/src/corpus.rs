@@ -371,6 +371,14 @@ impl Corpus {
         Ok((record.tokens, record.weight))
     }
 
+    /// CRC-32C of a sequence as it is written: equal for equal sequences.
+    ///
+    /// # Errors
+    /// When there is no such sequence, or its record is damaged.
+    pub fn checksum(&self, index: usize) -> Result<u32, StoreError> {
+        Ok(self.record(index)?.1.crc)
+    }
+
     /// Where a sequence came from.
     ///
     /// # Errors

@@ -280,6 +280,63 @@ pub trait Curriculum: Send {
     fn next_batch(&mut self, progress: &Progress) -> Result<Option<Batch>, CurriculumError> {
         self.next_step(progress)?.map(|step| self.read(&step)).transpose()
     }
+
+    /// Whether what it chooses depends on what evaluations find, which it must then be told through [`Self::observe`].
+    fn needs_feedback(&self) -> bool {
+        false
+    }
+
+    /// Steps after which it has given everything once, where it knows.
+    fn steps_per_epoch(&self) -> Option<u64> {
+        None
+    }
+
+    /// The share of each pool that the last step given was made by, where the curriculum works with shares.
+    fn weights(&self) -> Option<Vec<(String, f64)>> {
+        None
+    }
+}
+
+impl<C: Curriculum + ?Sized> Curriculum for Box<C> {
+    fn next_step(&mut self, progress: &Progress) -> Result<Option<StepRows>, CurriculumError> {
+        (**self).next_step(progress)
+    }
+
+    fn observe(&mut self, feedback: &Feedback) -> Result<(), CurriculumError> {
+        (**self).observe(feedback)
+    }
+
+    fn pools(&self, part: u32) -> &[Pool] {
+        (**self).pools(part)
+    }
+
+    fn state(&self) -> CurriculumState {
+        (**self).state()
+    }
+
+    fn restore(&mut self, state: &CurriculumState) -> Result<(), CurriculumError> {
+        (**self).restore(state)
+    }
+
+    fn read(&self, step: &StepRows) -> Result<Batch, CurriculumError> {
+        (**self).read(step)
+    }
+
+    fn next_batch(&mut self, progress: &Progress) -> Result<Option<Batch>, CurriculumError> {
+        (**self).next_batch(progress)
+    }
+
+    fn needs_feedback(&self) -> bool {
+        (**self).needs_feedback()
+    }
+
+    fn steps_per_epoch(&self) -> Option<u64> {
+        (**self).steps_per_epoch()
+    }
+
+    fn weights(&self) -> Option<Vec<(String, f64)>> {
+        (**self).weights()
+    }
 }
 
 /// Checks that the step asked for is the next one.

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use didact_core::hash::Digest;
+use didact_core::hash::{Digest, Hasher};
 use didact_core::sequence::Sequence;
 
 use crate::corpus::Corpus;
@@ -16,6 +17,18 @@ pub enum Sequences {
     Store(SequenceStore),
     /// Made by `didact data tokenize`.
     Corpus(Corpus),
+    /// Some of another's.
+    Part(Part),
+}
+
+/// Some sequences of a store or corpus, in their order there; nothing is copied.
+#[derive(Debug, Clone)]
+pub struct Part {
+    whole: Box<Sequences>,
+    kept: Arc<[u32]>,
+    tokens: u64,
+    weight: f64,
+    digest: Digest,
 }
 
 impl From<SequenceStore> for Sequences {
@@ -31,11 +44,47 @@ impl From<Corpus> for Sequences {
 }
 
 impl Sequences {
+    /// Those of them with these numbers.
+    ///
+    /// # Errors
+    /// When there is no such sequence, or a record of a corpus is damaged.
+    pub fn some(&self, kept: impl Into<Arc<[u32]>>) -> Result<Self, StoreError> {
+        let kept = kept.into();
+        let (mut tokens, mut weight) = (0, 0.0);
+        for &index in kept.iter() {
+            let extent = self.extent(index as usize)?;
+            tokens += u64::from(extent.0);
+            weight += extent.1;
+        }
+        let mut hasher = Hasher::new();
+        hasher.field("whole", self.digest().to_string().as_bytes());
+        let bytes: Vec<u8> = kept.iter().flat_map(|index| index.to_le_bytes()).collect();
+        hasher.field("kept", &bytes);
+        Ok(Self::Part(Part { whole: Box::new(self.clone()), kept, tokens, weight, digest: hasher.finish() }))
+    }
+
+    /// Length in tokens and total weight of one.
+    ///
+    /// # Errors
+    /// When there is no such sequence, or a record of a corpus is damaged.
+    pub fn extent(&self, index: usize) -> Result<(u32, f64), StoreError> {
+        if index >= self.len() {
+            let (path, sequences) = (self.path().to_owned(), self.len());
+            return Err(StoreError::NoSuchSequence { path, index, sequences });
+        }
+        match self {
+            Self::Store(store) => Ok((store.length(index), store.weight(index))),
+            Self::Corpus(corpus) => corpus.extent(index),
+            Self::Part(part) => part.whole.extent(part.kept[index] as usize),
+        }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         match self {
             Self::Store(store) => store.len(),
             Self::Corpus(corpus) => corpus.len(),
+            Self::Part(part) => part.kept.len(),
         }
     }
 
@@ -49,6 +98,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.summary().tokens,
             Self::Corpus(corpus) => corpus.summary().tokens,
+            Self::Part(part) => part.tokens,
         }
     }
 
@@ -57,6 +107,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.summary().weight,
             Self::Corpus(corpus) => corpus.summary().weight,
+            Self::Part(part) => part.weight,
         }
     }
 
@@ -65,10 +116,7 @@ impl Sequences {
     /// # Errors
     /// When a record of a corpus is damaged.
     pub fn extents(&self) -> Result<Vec<(u32, f64)>, StoreError> {
-        match self {
-            Self::Store(store) => Ok((0..store.len()).map(|i| (store.length(i), store.weight(i))).collect()),
-            Self::Corpus(corpus) => (0..corpus.len()).map(|i| corpus.extent(i)).collect(),
-        }
+        (0..self.len()).map(|index| self.extent(index)).collect()
     }
 
     /// Reads one and checks it.
@@ -79,6 +127,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.sequence(index),
             Self::Corpus(corpus) => corpus.sequence(index),
+            Self::Part(part) => part.whole.sequence(part.number(index)?),
         }
     }
 
@@ -90,6 +139,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.part(index, part),
             Self::Corpus(corpus) => corpus.part(index, part),
+            Self::Part(of) => of.whole.part(of.number(index)?, part),
         }
     }
 
@@ -102,6 +152,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.origin(index),
             Self::Corpus(corpus) => corpus.origin(index).unwrap_or(Origin { source: "?", path: "?", row: 0 }),
+            Self::Part(part) => part.whole.origin(part.kept[index] as usize),
         }
     }
 
@@ -110,6 +161,7 @@ impl Sequences {
         match self {
             Self::Store(store) => store.path(),
             Self::Corpus(corpus) => corpus.path(),
+            Self::Part(part) => part.whole.path(),
         }
     }
 
@@ -118,6 +170,44 @@ impl Sequences {
         match self {
             Self::Store(store) => store.digest(),
             Self::Corpus(corpus) => corpus.digest(),
+            Self::Part(part) => part.digest,
         }
+    }
+}
+
+impl Part {
+    /// The number in the whole.
+    fn number(&self, index: usize) -> Result<usize, StoreError> {
+        let none =
+            || StoreError::NoSuchSequence { path: self.whole.path().to_owned(), index, sequences: self.kept.len() };
+        self.kept.get(index).map(|&number| number as usize).ok_or_else(none)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::TrainingSet;
+    use crate::packing::Packing;
+    use crate::store::tests::stored;
+
+    #[test]
+    fn a_part_is_its_sequences_and_nothing_else() {
+        let all: Vec<Sequence> =
+            (2..12u32).map(|n| Sequence::single((0..n).collect(), vec![0.5; n as usize])).collect();
+        let (_dir, store) = stored(&all);
+        let whole = Sequences::from(store);
+        let part = whole.some([1, 4, 7]).expect("there are ten");
+        assert_eq!((part.len(), part.tokens(), part.weight()), (3, 3 + 6 + 9, 7.5));
+        assert_eq!(part.sequence(1).expect("intact").ids, all[4].ids);
+        assert_eq!(part.part(2, 3..5).expect("intact").ids, [3, 4]);
+        assert_eq!(part.origin(2), whole.origin(7));
+        assert_eq!(part.extents().expect("intact"), [(3, 1.0), (6, 2.5), (9, 4.0)]);
+        assert!(part.sequence(3).is_err() && part.extent(3).is_err() && whole.some([10]).is_err());
+        assert_ne!(part.digest(), whole.digest());
+        assert_ne!(part.digest(), whole.some([1, 4, 8]).expect("there").digest());
+        let set = TrainingSet::of(part, 16, Packing::BestFit, 2, None).expect("intact");
+        let account = set.weight_account();
+        assert_eq!((account.built, account.delivered, account.dropped), (7.5, 7.5, 0.0));
     }
 }

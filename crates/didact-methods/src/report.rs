@@ -70,6 +70,9 @@ pub struct RunReport {
     pub model_dir: Option<PathBuf>,
     /// The exported adapter, if one was written.
     pub adapter_dir: Option<PathBuf>,
+    /// The model before the final decay of the learning rate, if the schedule has one: where to train on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk_dir: Option<PathBuf>,
     /// Seconds of the process that finished the run.
     pub wall_s: f64,
 }
@@ -110,6 +113,7 @@ impl RunReport {
             samples: samples.collect(),
             model_dir: existing(export::MODEL),
             adapter_dir: existing(export::ADAPTER),
+            trunk_dir: existing(export::TRUNK),
             wall_s,
         })
     }

@@ -19,6 +19,7 @@ use didact_core::files::{self, AtomicFile, FileError};
 use didact_core::hash::{self, Digest};
 use didact_core::mmap::Mmap;
 use didact_core::progress::{Level, Reporter};
+use didact_data::curriculum::CurriculumState;
 use didact_model::ParameterSet;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ use crate::evaluate::EvalLoss;
 use crate::optimizer::AdamW;
 
 /// Version of the layout; raised when an older program could not read it.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -39,12 +40,25 @@ const PREFIX: &str = "checkpoint-";
 const UNFINISHED: &str = ".unfinished-checkpoint-";
 
 /// An evaluation and the step after which it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Steps done.
     pub step: u64,
-    /// What was measured.
+    /// What was measured, over all sets.
     pub loss: EvalLoss,
+    /// The same of each set by its name.
+    pub sets: BTreeMap<String, EvalLoss>,
+}
+
+/// What was read of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PoolTotals {
+    /// Rows.
+    pub rows: u64,
+    /// Their targets.
+    pub targets: u64,
+    /// Targets since shares were last recorded.
+    pub since: u64,
 }
 
 /// Sums over the steps done so far.
@@ -83,6 +97,12 @@ pub struct State {
     pub kept: Vec<u64>,
     /// State of each hook by name.
     pub hooks: BTreeMap<String, Value>,
+    /// Where the curriculum stands, if there is one.
+    pub curriculum: Option<CurriculumState>,
+    /// What the curriculum read of each pool, by the pool's name.
+    pub pools: BTreeMap<String, PoolTotals>,
+    /// The curriculum's weights as last recorded.
+    pub weights: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize, Deserialize)]

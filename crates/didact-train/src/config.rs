@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::ConfigError;
+use crate::schedule::LearningRate;
 
 /// Values of keys that a recipe does not give, each with where it comes from.
 pub mod defaults {
@@ -40,6 +41,17 @@ pub mod defaults {
     pub const SAVE_TOTAL_LIMIT: usize = 2;
     /// PEFT examples and the QLoRA paper use 8 to 64.
     pub const LORA_RANK: usize = 16;
+    /// Final decay of `wsd` (Hu et al., MiniCPM, 2024).
+    pub const WSD_DECAY_RATIO: f64 = 0.1;
+    /// Cooldown, plateau and final decay of the infinite schedules (Ibrahim et al., TMLR 2024: 1 % warm-up, 60 % cooldown from
+    /// 3e-4 to 1.65e-4, 25 % constant, the rest decay).
+    pub const COOLDOWN_RATIO: f64 = 0.6;
+    /// See [`COOLDOWN_RATIO`].
+    pub const CONSTANT_LR_RATIO: f64 = 0.55;
+    /// See [`COOLDOWN_RATIO`].
+    pub const ANNEAL_RATIO: f64 = 0.14;
+    /// Timescale of `inverse_sqrt` without a warm-up, as in the Hugging Face Trainer.
+    pub const TIMESCALE: u64 = 10_000;
 }
 
 /// Spellings of other trainers and the key of `[train]` they stand for, as a dotted path below `train`.
@@ -53,6 +65,10 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("steps", "max_steps"),
     ("lr_scheduler_type", "lr_scheduler"),
     ("num_warmup_steps", "warmup_steps"),
+    ("num_decay_steps", "decay_steps"),
+    ("anneal_steps", "decay_steps"),
+    ("anneal_ratio", "decay_ratio"),
+    ("timescale", "lr_timescale"),
     ("clip_grad_norm", "max_grad_norm"),
     ("sample_packing", "packing"),
     ("packing_strategy", "packing"),
@@ -96,6 +112,28 @@ pub struct TrainConfig {
     pub warmup_ratio: Option<f64>,
     /// Warm-up in steps. Not together with `warmup_ratio`.
     pub warmup_steps: Option<u64>,
+    /// Learning rate at which the warm-up begins; 0 when not given. The rate that the checkpoint ended with makes a re-warm-up
+    /// of it.
+    pub warmup_start_lr: Option<f64>,
+    /// Final decay of `wsd` and the infinite schedules as a share of all steps; 0.1 and 0.14 when neither this nor
+    /// `decay_steps` is given. The weights before it are kept beside the finished ones, as `trunk`, to go on from.
+    pub decay_ratio: Option<f64>,
+    /// The same in steps. Not together with `decay_ratio`.
+    pub decay_steps: Option<u64>,
+    /// Shape of that decay; `"1-sqrt"` for `wsd` and `"exponential"` for the infinite schedules when not given.
+    pub decay_type: Option<DecayType>,
+    /// Cooldown of the infinite schedules as a share of all steps; 0.6 when neither this nor `cooldown_steps` is given. What
+    /// warm-up, cooldown and decay leave is the constant phase.
+    pub cooldown_ratio: Option<f64>,
+    /// The same in steps. Not together with `cooldown_ratio`.
+    pub cooldown_steps: Option<u64>,
+    /// Learning rate of the constant phase of the infinite schedules, as a share of `learning_rate`; 0.55 when not given.
+    pub constant_lr_ratio: Option<f64>,
+    /// Where in an infinite schedule (or `wsd`) this training begins: `"constant"` goes on from a `trunk` with new data, and
+    /// changes nothing at the border.
+    pub schedule_start: ScheduleStart,
+    /// Steps after which `inverse_sqrt` has fallen to 1/√2; the length of the warm-up when not given.
+    pub lr_timescale: Option<u64>,
     /// Rows per optimiser step, all told. With packing a row holds several examples.
     pub batch_size: usize,
     /// Parts that a step's rows are worked through in, to save memory; divides `batch_size`. Does not change the result
@@ -127,6 +165,8 @@ pub struct TrainConfig {
     pub max_grad_norm: Option<f64>,
     /// Steps between evaluations on held-out data; one is always made at the end. When not given, only that one.
     pub eval_steps: Option<u64>,
+    /// Evaluate before the first step too.
+    pub eval_on_start: bool,
     /// Steps between checkpoints; one is always made at the end.
     pub save_steps: u64,
     /// Checkpoints kept: the best one and the last ones. `false` keeps all.
@@ -174,6 +214,15 @@ impl Default for TrainConfig {
             min_lr_ratio: 0.0,
             warmup_ratio: None,
             warmup_steps: None,
+            warmup_start_lr: None,
+            decay_ratio: None,
+            decay_steps: None,
+            decay_type: None,
+            cooldown_ratio: None,
+            cooldown_steps: None,
+            constant_lr_ratio: None,
+            schedule_start: ScheduleStart::Warmup,
+            lr_timescale: None,
             batch_size: defaults::BATCH_SIZE,
             gradient_accumulation_steps: 1,
             max_seq_len: defaults::MAX_SEQ_LEN,
@@ -186,6 +235,7 @@ impl Default for TrainConfig {
             adam_epsilon: defaults::ADAM_EPSILON,
             max_grad_norm: Some(defaults::MAX_GRAD_NORM),
             eval_steps: None,
+            eval_on_start: false,
             save_steps: defaults::SAVE_STEPS,
             save_total_limit: Some(defaults::SAVE_TOTAL_LIMIT),
             load_best: false,
@@ -208,6 +258,56 @@ pub enum Scheduler {
     Linear,
     /// No change.
     #[serde(alias = "constant_with_warmup")]
+    Constant,
+    /// One over the square root of the steps done, towards the lowest rate.
+    InverseSqrt,
+    /// Warm-up, stable, decay: no change, then a short decay to the lowest rate.
+    #[serde(alias = "warmup_stable_decay")]
+    Wsd,
+    /// A cooldown along half a cosine to a plateau that can go on for as long as there is data, then a short decay.
+    InfiniteCosine,
+    /// The same with a cooldown like one over a square root.
+    #[serde(alias = "infinite_inv_sqrt")]
+    InfiniteInverseSqrt,
+}
+
+impl Scheduler {
+    /// Whether it has a cooldown to a plateau.
+    pub fn is_infinite(self) -> bool {
+        matches!(self, Self::InfiniteCosine | Self::InfiniteInverseSqrt)
+    }
+
+    /// Whether it ends with a decay of its own, before which weights are kept to go on from.
+    pub fn has_decay(self) -> bool {
+        self == Self::Wsd || self.is_infinite()
+    }
+}
+
+/// Shape of the final decay of `wsd` and the infinite schedules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DecayType {
+    /// A straight line.
+    #[serde(rename = "linear")]
+    Linear,
+    /// Half a cosine.
+    #[serde(rename = "cosine")]
+    Cosine,
+    /// One minus the square root of the way done: steep first.
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
+    /// By the same factor in every step; needs a `min_lr_ratio` above 0.
+    #[serde(rename = "exponential")]
+    Exponential,
+}
+
+/// Where in a schedule with phases a training begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleStart {
+    /// At its beginning.
+    #[default]
+    Warmup,
+    /// In the constant phase: no warm-up and no cooldown.
     Constant,
 }
 
@@ -397,14 +497,9 @@ impl TrainConfig {
         if self.warmup_ratio.is_some() && self.warmup_steps.is_some() {
             return Err(ConfigError::Exclusive { first: "warmup_ratio".to_owned(), second: "warmup_steps".to_owned() });
         }
-        if let (Some(warmup), Some(steps)) = (self.warmup_steps, self.max_steps)
-            && warmup > steps
-        {
-            return Err(ConfigError::Range {
-                key: "warmup_steps".to_owned(),
-                found: warmup.to_string(),
-                expected: format!("at most `train.max_steps`, which is {steps}"),
-            });
+        self.validate_schedule(&number)?;
+        if let Some(steps) = self.max_steps {
+            LearningRate::new(self, steps)?;
         }
         if !self.batch_size.is_multiple_of(self.gradient_accumulation_steps) {
             return Err(ConfigError::Indivisible {
@@ -418,6 +513,94 @@ impl TrainConfig {
         Ok(())
     }
 
+    /// Rules about the keys of the schedule.
+    fn validate_schedule(
+        &self,
+        number: &impl Fn(&'static str, f64, bool, &'static str) -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigError> {
+        let exclusive = |first: &str, second: &str| {
+            Err(ConfigError::Exclusive { first: first.to_owned(), second: second.to_owned() })
+        };
+        let range = |key: &str, found: String, expected: &str| {
+            Err(ConfigError::Range { key: key.to_owned(), found, expected: expected.to_owned() })
+        };
+        for (key, ratio) in [
+            ("decay_ratio", self.decay_ratio),
+            ("cooldown_ratio", self.cooldown_ratio),
+            ("constant_lr_ratio", self.constant_lr_ratio),
+        ] {
+            if let Some(ratio) = ratio {
+                number(key, ratio, (0.0..=1.0).contains(&ratio), "a number from 0 to 1")?;
+            }
+        }
+        if self.decay_ratio.is_some() && self.decay_steps.is_some() {
+            return exclusive("decay_ratio", "decay_steps");
+        }
+        if self.cooldown_ratio.is_some() && self.cooldown_steps.is_some() {
+            return exclusive("cooldown_ratio", "cooldown_steps");
+        }
+        if let Some(start) = self.warmup_start_lr {
+            let is_fine = (0.0..=self.learning_rate).contains(&start);
+            number("warmup_start_lr", start, is_fine, "a number from 0 to `train.learning_rate`")?;
+        }
+        if self.lr_timescale == Some(0) {
+            return range("lr_timescale", "0".to_owned(), "a whole number from 1");
+        }
+        let scheduler = self.lr_scheduler;
+        let written = |value: Value| value.as_str().unwrap_or_default().to_owned();
+        let name = || serde_json::to_value(scheduler).map(written).unwrap_or_default();
+        let belongs = |key: &'static str, is_given: bool, is_fine: bool, to: &'static str| {
+            if is_given && !is_fine {
+                return range("lr_scheduler", name(), &format!("{to}, because `train.{key}` is given"));
+            }
+            Ok(())
+        };
+        const WITH_DECAY: &str = "\"wsd\", \"infinite_cosine\" or \"infinite_inverse_sqrt\"";
+        const INFINITE: &str = "\"infinite_cosine\" or \"infinite_inverse_sqrt\"";
+        for (key, is_given) in [
+            ("decay_ratio", self.decay_ratio.is_some()),
+            ("decay_steps", self.decay_steps.is_some()),
+            ("decay_type", self.decay_type.is_some()),
+            ("schedule_start", self.schedule_start == ScheduleStart::Constant),
+        ] {
+            belongs(key, is_given, scheduler.has_decay(), WITH_DECAY)?;
+        }
+        for (key, is_given) in [
+            ("cooldown_ratio", self.cooldown_ratio.is_some()),
+            ("cooldown_steps", self.cooldown_steps.is_some()),
+            ("constant_lr_ratio", self.constant_lr_ratio.is_some()),
+        ] {
+            belongs(key, is_given, scheduler.is_infinite(), INFINITE)?;
+        }
+        belongs("lr_timescale", self.lr_timescale.is_some(), scheduler == Scheduler::InverseSqrt, "\"inverse_sqrt\"")?;
+        if self.schedule_start == ScheduleStart::Constant {
+            for (key, is_given) in [
+                ("warmup_ratio", self.warmup_ratio.is_some()),
+                ("warmup_steps", self.warmup_steps.is_some()),
+                ("warmup_start_lr", self.warmup_start_lr.is_some()),
+                ("cooldown_ratio", self.cooldown_ratio.is_some()),
+                ("cooldown_steps", self.cooldown_steps.is_some()),
+            ] {
+                if is_given {
+                    return exclusive("schedule_start", key);
+                }
+            }
+        }
+        let is_exponential = match self.decay_type {
+            None => scheduler.is_infinite(),
+            Some(decay) => decay == DecayType::Exponential,
+        };
+        if is_exponential && self.min_lr_ratio == 0.0 {
+            return range("min_lr_ratio", "0".to_owned(), "a number above 0: an exponential decay never gets to 0");
+        }
+        if let (true, Some(ratio)) = (scheduler.is_infinite(), self.constant_lr_ratio)
+            && ratio < self.min_lr_ratio
+        {
+            return range("constant_lr_ratio", ratio.to_string(), "at least `train.min_lr_ratio`");
+        }
+        Ok(())
+    }
+
     /// Whether memory was asked to be saved at the cost of time.
     pub fn saves_memory(&self) -> bool {
         self.activation_checkpointing || self.gradient_dtype == GradientType::Bf16
@@ -427,6 +610,21 @@ impl TrainConfig {
     pub fn total_steps(&self, batches_per_epoch: u64) -> u64 {
         let by_epochs = (self.epochs * batches_per_epoch as f64).round() as u64;
         self.max_steps.unwrap_or(by_epochs).max(1)
+    }
+
+    /// Optimiser steps in all over a curriculum, of which one pass has `per_epoch` steps where it knows.
+    ///
+    /// # Errors
+    /// When neither the curriculum nor `max_steps` says how long to go on.
+    pub fn total_steps_of(&self, per_epoch: Option<u64>) -> Result<u64, ConfigError> {
+        match (per_epoch, self.max_steps) {
+            (Some(per_epoch), _) => Ok(self.total_steps(per_epoch)),
+            (None, Some(steps)) => Ok(steps),
+            (None, None) => Err(ConfigError::Missing {
+                key: "max_steps".to_owned(),
+                reason: "a curriculum that reads without end".to_owned(),
+            }),
+        }
     }
 
     /// Warm-up in steps, out of `total_steps`.
@@ -520,6 +718,7 @@ mod tests {
             let value = match *name {
                 "learning_rate" | "lora.dropout" => json!(0.25),
                 "lr_scheduler" => json!("linear"),
+                "decay_steps" | "decay_ratio" | "lr_timescale" => continue,
                 "packing" => json!("concat"),
                 "load_best" | "activation_checkpointing" => json!(true),
                 "gradient_dtype" => json!("bf16"),
@@ -534,6 +733,18 @@ mod tests {
             assert_eq!(by_alias, read(at(name)), "{alias}");
             assert_ne!(by_alias, TrainConfig::default(), "{alias}");
         }
+    }
+
+    #[test]
+    fn schedules_are_written_as_other_trainers_write_them() {
+        let wsd =
+            read(json!({"lr_scheduler_type": "warmup_stable_decay", "num_decay_steps": 40, "decay_type": "1-sqrt"}));
+        assert_eq!(wsd, read(json!({"lr_scheduler": "wsd", "decay_steps": 40, "decay_type": "1-sqrt"})));
+        assert_eq!(wsd.decay_type, Some(DecayType::OneMinusSqrt));
+        let infinite = read(json!({"lr_scheduler": "infinite_cosine", "anneal_ratio": 0.2, "min_lr_ratio": 0.1}));
+        assert_eq!((infinite.lr_scheduler, infinite.decay_ratio), (Scheduler::InfiniteCosine, Some(0.2)));
+        let inverse = read(json!({"lr_scheduler": "inverse_sqrt", "timescale": 9}));
+        assert_eq!((inverse.lr_scheduler, inverse.lr_timescale), (Scheduler::InverseSqrt, Some(9)));
     }
 
     #[test]
@@ -577,7 +788,20 @@ mod tests {
             ),
             (
                 json!({"warmup_steps": 30, "max_steps": 20}),
-                "`train.warmup_steps` is 30, expected at most `train.max_steps`, which is 20",
+                "`train.warmup_steps` is 30, expected less than the 20 steps of the training",
+            ),
+            (
+                json!({"decay_steps": 30}),
+                "`train.lr_scheduler` is cosine, expected \"wsd\", \"infinite_cosine\" or \"infinite_inverse_sqrt\", because \
+                 `train.decay_steps` is given",
+            ),
+            (
+                json!({"lr_scheduler": "infinite_cosine"}),
+                "`train.min_lr_ratio` is 0, expected a number above 0: an exponential decay never gets to 0",
+            ),
+            (
+                json!({"lr_scheduler": "infinite_inv_sqrt", "min_lr_ratio": 0.1, "schedule_start": "constant", "warmup_steps": 1}),
+                "`train.schedule_start` and `train.warmup_steps` exclude each other, and both are given",
             ),
             (
                 json!({"batch_size": 10, "gradient_accumulation_steps": 4}),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use didact_core::fault::{Classify, Fault};
 use didact_core::files::FileError;
 use didact_core::stage::StageError;
+use didact_data::curriculum::CurriculumError;
 use didact_data::store::StoreError;
 use didact_model::ModelError;
 
@@ -28,6 +29,14 @@ pub enum ConfigError {
         found: String,
         /// What would be fine.
         expected: String,
+    },
+    /// A key that is needed.
+    #[error("`train.{key}` is missing, and needed for {reason}")]
+    Missing {
+        /// The key, below `train`.
+        key: String,
+        /// What needs it.
+        reason: String,
     },
     /// Two keys that exclude each other.
     #[error("`train.{first}` and `train.{second}` exclude each other, and both are given")]
@@ -125,6 +134,9 @@ pub enum TrainError {
     /// The data has nothing to train on.
     #[error("the training data has no rows to train on")]
     NoData,
+    /// The curriculum follows what is measured, and nothing is.
+    #[error("the curriculum chooses by what is measured along the way, but there is nothing to measure on")]
+    NoFeedback,
     /// The held-out data has nothing to measure.
     #[error("the held-out data has no token with a weight")]
     NothingToEvaluate,
@@ -171,6 +183,9 @@ pub enum TrainError {
     /// A batch could not be made.
     #[error(transparent)]
     Data(#[from] StoreError),
+    /// The curriculum failed.
+    #[error(transparent)]
+    Curriculum(#[from] CurriculumError),
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -191,8 +206,9 @@ impl Classify for TrainError {
             Self::Model(error) => error.fault(),
             Self::File(error) => error.fault(),
             Self::Data(error) => error.fault(),
+            Self::Curriculum(error) => error.fault(),
             Self::Hook { cause, .. } => cause.fault(),
-            Self::NoData | Self::NothingToEvaluate => Fault::Input,
+            Self::NoData | Self::NoFeedback | Self::NothingToEvaluate => Fault::Input,
             Self::Cancelled { .. } => Fault::Stopped,
             _ => Fault::Running,
         }
@@ -204,6 +220,7 @@ impl Classify for TrainError {
             Self::Model(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Data(error) => error.hint(),
+            Self::Curriculum(error) => error.hint(),
             Self::Hook { cause, .. } => cause.hint(),
             Self::NonFinite { .. } => Some(
                 "look at those rows with `didact data inspect`; otherwise lower `train.learning_rate` or lengthen the \

@@ -2,7 +2,8 @@
 //!
 //! - [`config`]: the `[train]` table; [`schedule`]: the learning rate as a function of the step;
 //! - [`accumulate`]: a step's gradient from its micro-batches; [`optimizer`]: AdamW in place;
-//! - [`trainer`]: the loop, start reading there; [`hook`]: what methods may do in it; [`evaluate`]: held-out loss;
+//! - [`trainer`]: the loop, start reading there; [`source`]: what it reads, a set or a curriculum; [`hook`]: what methods may do
+//!   in it; [`evaluate`]: held-out loss;
 //! - [`checkpoint`]: saving and resuming, exact to the bit; [`timing`]: predicted time.
 //!
 //! Two promises, each tested: a run that was stopped or killed and continued ends in the bits of one that was not, and so
@@ -17,13 +18,16 @@ pub mod evaluate;
 pub mod hook;
 pub mod optimizer;
 pub mod schedule;
+pub mod source;
 pub mod timing;
 pub mod trainer;
 
-pub use checkpoint::{CheckpointStore, Evaluation, State, Totals};
-pub use config::{LoraTable, ModuleNames, Scheduler, TrainConfig};
+pub use checkpoint::{CheckpointStore, Evaluation, PoolTotals, State, Totals};
+pub use config::{DecayType, LoraTable, ModuleNames, ScheduleStart, Scheduler, TrainConfig};
 pub use error::{ConfigError, TrainError};
-pub use evaluate::{EvalLoss, evaluate_loss};
+pub use evaluate::{EvalLoss, TokenScore, evaluate_loss, evaluate_tokens};
 pub use hook::{Hook, HookResult, StepPlan, StepResult};
+pub use schedule::LearningRate;
+pub use source::{Measured, Source};
 pub use timing::{StepTime, measure_steps};
 pub use trainer::{Session, TrainOutcome, Trainer, train};

@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use didact_data::batch::{Batch, TrainingSet};
+use didact_data::batch::Batch;
+use didact_data::curriculum::Progress;
 use didact_kernels::Precision;
 use didact_kernels::gemm::{MatRef, gemm};
 use didact_model::{Decoder, ForwardMode, loss};
@@ -11,6 +12,7 @@ use didact_model::{Decoder, ForwardMode, loss};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 use crate::evaluate::input;
+use crate::source::{Feed, Source};
 
 /// Seconds of training after which the machine's peak is measured: short runs are not slowed down.
 const MEASURE_PEAK_AFTER: f64 = 30.0;
@@ -132,22 +134,22 @@ pub struct StepTime {
 ///
 /// # Errors
 /// When a batch cannot be made or does not fit the model, or there is no data.
-pub fn measure_steps(
+pub fn measure_steps<'a>(
     decoder: &Decoder,
-    train: &TrainingSet,
+    source: impl Into<Source<'a>>,
     config: &TrainConfig,
     steps: u64,
 ) -> Result<StepTime, TrainError> {
-    if train.is_empty() {
-        return Err(TrainError::NoData);
-    }
-    let total_steps = config.total_steps(train.batches_per_epoch());
+    let mut feed = Feed::silent(source.into())?;
+    let total_steps = feed.total_steps(config)?;
     let steps = steps.clamp(1, total_steps);
     let (mut seconds, mut tokens, mut counted) = (0.0, 0, 0);
     for step in 0..steps {
         let begun = Instant::now();
-        let batches = train.micro_batches(step, config.gradient_accumulation_steps)?;
-        for batch in &batches {
+        let Some(read) = feed.next(&Progress { step, total_steps }, config.gradient_accumulation_steps)? else {
+            break;
+        };
+        for batch in &read.batches {
             let input = input(batch);
             input.check(decoder.config())?;
             let mode = ForwardMode::Train { dropout_key: step };
@@ -156,7 +158,7 @@ pub fn measure_steps(
         }
         if step > 0 || steps == 1 {
             seconds += begun.elapsed().as_secs_f64();
-            tokens += batches.iter().map(Batch::tokens).sum::<u64>();
+            tokens += read.batches.iter().map(Batch::tokens).sum::<u64>();
             counted += 1;
         }
     }

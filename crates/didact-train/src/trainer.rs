@@ -13,22 +13,32 @@ use didact_core::metrics::Metrics;
 use didact_core::progress::{Level, Reporter, StepReport};
 use didact_core::seed::Streams;
 use didact_core::stage::StageContext;
-use didact_data::batch::{Batch, TrainingSet, WeightAccount};
+use didact_data::batch::{Batch, WeightAccount};
+use didact_data::curriculum::{Feedback, Progress as CurriculumProgress};
 use didact_kernels::reduce;
 use didact_model::{Decoder, ForwardMode, loss, work};
 
 use crate::accumulate::GradientBuffers;
-use crate::checkpoint::{CheckpointStore, Evaluation, State};
+use crate::checkpoint::{CheckpointStore, Evaluation, PoolTotals, State};
 use crate::config::TrainConfig;
-use crate::error::{NonFiniteWhat, TrainError};
-use crate::evaluate::{EvalLoss, Sum, evaluate_loss, input, origins};
+use crate::error::{ConfigError, NonFiniteWhat, TrainError};
+use crate::evaluate::{EvalLoss, Sum, evaluate_sets, input, origins};
 use crate::hook::{Hook, HookResult, StepPlan, StepResult};
 use crate::optimizer::{AdamW, AdamWSettings, clip_factor};
 use crate::schedule::LearningRate;
+use crate::source::{Feed, Measured, Source, StepBatches};
 use crate::timing::Pace;
 
 /// Directory of the checkpoints, inside the stage's work directory.
 pub const CHECKPOINTS: &str = "checkpoints";
+/// The log of what a curriculum was told, inside the stage's work directory.
+pub const FEEDBACK: &str = "feedback.log";
+/// Steps between two records of how much of each pool was read, where nothing is evaluated along the way.
+const SHARES_EVERY: u64 = 10;
+/// Sets whose losses are shown one by one.
+const SHOWN_SETS: usize = 6;
+/// Change of a pool's weight that is worth a record.
+const WEIGHT_CHANGE: f64 = 1e-3;
 /// Steps whose losses make up [`TrainOutcome::final_loss`].
 const RECENT: usize = 20;
 /// Rounding of a sum of weights taken in two orders, relative to the sum.
@@ -43,6 +53,8 @@ pub struct Session<'a> {
     pub stage: String,
     /// Directory of the checkpoints.
     pub checkpoints: PathBuf,
+    /// The log of what a curriculum was told.
+    pub feedback: PathBuf,
     /// Randomness.
     pub streams: Streams,
     /// Asks for a stop.
@@ -57,6 +69,7 @@ impl<'a> From<&'a StageContext<'_>> for Session<'a> {
             run_root: context.run.root().to_owned(),
             stage: context.name.clone(),
             checkpoints: context.work_dir.join(CHECKPOINTS),
+            feedback: context.work_dir.join(FEEDBACK),
             streams: context.streams,
             cancel: context.cancel.clone(),
             reporter: context.reporter,
@@ -73,6 +86,8 @@ pub struct TrainOutcome {
     pub final_loss: Option<f64>,
     /// Step whose weights the model has now: the last, or the best one.
     pub weights_of_step: u64,
+    /// Step of the checkpoint before the final decay of the learning rate, from which another training may go on.
+    pub trunk_step: Option<u64>,
     /// Steps that an earlier process had done.
     pub resumed_from: Option<u64>,
     /// Seconds this process spent here.
@@ -90,26 +105,27 @@ impl TrainOutcome {
     }
 }
 
-/// Trains `decoder` on `train`, evaluating on `eval`, as one stage of a run. Continues from what an interrupted attempt
-/// left in the stage's work directory.
+/// Trains `decoder` on what `source` gives, measuring the loss of some sets along the way, as one stage of a run. Continues
+/// from what an interrupted attempt left in the stage's work directory.
 ///
 /// # Errors
 /// See [`TrainError`]; for the stage's result use [`TrainError::into_stage_error`].
-pub fn train(
-    decoder: &mut Decoder,
-    train: &TrainingSet,
-    eval: Option<&TrainingSet>,
-    config: &TrainConfig,
-    context: &StageContext<'_>,
+pub fn train<'a>(
+    decoder: &'a mut Decoder,
+    source: impl Into<Source<'a>>,
+    measured: Vec<Measured<'a>>,
+    config: &'a TrainConfig,
+    context: &'a StageContext<'_>,
 ) -> Result<TrainOutcome, TrainError> {
-    Trainer::new(decoder, train, eval, config, Session::from(context)).run()
+    Trainer::new(decoder, source, measured, config, Session::from(context)).run()
 }
 
 /// A training to be run once. [`train`] is the short way; this one takes hooks.
 pub struct Trainer<'a> {
     decoder: &'a mut Decoder,
-    train: &'a TrainingSet,
-    eval: Option<&'a TrainingSet>,
+    /// Taken when training begins.
+    source: Option<Source<'a>>,
+    measured: Vec<Measured<'a>>,
     config: &'a TrainConfig,
     session: Session<'a>,
     hooks: Vec<Box<dyn Hook + 'a>>,
@@ -117,8 +133,9 @@ pub struct Trainer<'a> {
 }
 
 /// What changes while training.
-struct Progress {
+struct Progress<'a> {
     state: State,
+    feed: Feed<'a>,
     optimizer: AdamW,
     gradients: GradientBuffers,
     schedule: LearningRate,
@@ -132,13 +149,14 @@ impl<'a> Trainer<'a> {
     /// A training of everything in `decoder` that is trainable.
     pub fn new(
         decoder: &'a mut Decoder,
-        train: &'a TrainingSet,
-        eval: Option<&'a TrainingSet>,
+        source: impl Into<Source<'a>>,
+        measured: Vec<Measured<'a>>,
         config: &'a TrainConfig,
         session: Session<'a>,
     ) -> Self {
         let store = CheckpointStore::new(&session.checkpoints);
-        Self { decoder, train, eval, config, session, hooks: Vec::new(), store }
+        let source = Some(source.into());
+        Self { decoder, source, measured, config, session, hooks: Vec::new(), store }
     }
 
     /// Adds a hook; they are called in the order in which they were added.
@@ -155,9 +173,6 @@ impl<'a> Trainer<'a> {
     pub fn run(mut self) -> Result<TrainOutcome, TrainError> {
         let started = Instant::now();
         self.config.validate()?;
-        if self.train.is_empty() {
-            return Err(TrainError::NoData);
-        }
         let mut progress = self.begin()?;
         let resumed_from = progress.last_checkpoint;
         loop {
@@ -177,12 +192,14 @@ impl<'a> Trainer<'a> {
         // What a stop or a kill left beside the checkpoints that belong to the plan.
         self.store.retain(&progress.state.kept)?;
         let weights_of_step = self.choose_weights(&progress.state)?;
+        let trunk_step = progress.schedule.trunk_step().filter(|step| progress.state.kept.contains(step));
         let Progress { state, pace, .. } = progress;
         let recent = &state.recent_losses;
         let final_loss = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
         Ok(TrainOutcome {
             final_loss,
             weights_of_step,
+            trunk_step,
             resumed_from,
             seconds: started.elapsed().as_secs_f64(),
             predicted_seconds: pace.predicted_seconds(),
@@ -192,12 +209,25 @@ impl<'a> Trainer<'a> {
     }
 
     /// Takes up the newest intact checkpoint, or begins at step 0.
-    fn begin(&mut self) -> Result<Progress, TrainError> {
-        let total_steps = self.config.total_steps(self.train.batches_per_epoch());
+    fn begin(&mut self) -> Result<Progress<'a>, TrainError> {
         let parameters = self.decoder.parameters_mut();
         let mut optimizer = AdamW::new(parameters, AdamWSettings::new(self.config));
         let restored = self.store.restore_newest(parameters, &mut optimizer, self.session.reporter)?;
         let last_checkpoint = restored.as_ref().map(|state| state.step);
+        let source = self.source.take().ok_or(TrainError::NoData)?;
+        let curriculum = restored.as_ref().and_then(|state| state.curriculum.as_ref());
+        let feed = Feed::open(source, &self.session.feedback, curriculum)?;
+        let total_steps = feed.total_steps(self.config)?;
+        let schedule = LearningRate::new(self.config, total_steps)?;
+        if feed.needs_feedback() {
+            if self.measured.is_empty() {
+                return Err(TrainError::NoFeedback);
+            }
+            if self.config.eval_steps.is_none() {
+                let reason = "a curriculum that follows what is measured".to_owned();
+                return Err(ConfigError::Missing { key: "eval_steps".to_owned(), reason }.into());
+            }
+        }
         if let Some(step) = last_checkpoint {
             let text = format!("continuing after step {step} of {total_steps}");
             self.session.reporter.message(Level::Info, &text);
@@ -215,8 +245,9 @@ impl<'a> Trainer<'a> {
             GradientBuffers::with_dtype(self.decoder.parameters(), self.config.gradient_dtype.to_model());
         gradients.release_between_steps(self.config.saves_memory());
         Ok(Progress {
+            feed,
             gradients,
-            schedule: LearningRate::new(self.config, total_steps),
+            schedule,
             pace: Pace::new(total_steps - state.step.min(total_steps)),
             state,
             optimizer,
@@ -227,18 +258,21 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimiser step.
-    fn step(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
+    fn step(&mut self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
         let begun = Instant::now();
         let step = progress.state.step;
         let learning_rate = progress.schedule.at(step);
         let plan = StepPlan { step, total_steps: progress.total_steps, learning_rate };
-        let mut batches = self.train.micro_batches(step, self.config.gradient_accumulation_steps)?;
+        let asked = CurriculumProgress { step, total_steps: progress.total_steps };
+        let Some(mut read) = progress.feed.next(&asked, self.config.gradient_accumulation_steps)? else {
+            return self.run_dry(progress);
+        };
         for hook in &mut self.hooks {
-            let result = hook.before_step(&plan, self.decoder, &mut batches);
+            let result = hook.before_step(&plan, self.decoder, &mut read.batches);
             named(hook.as_ref(), result)?;
         }
 
-        let sum = self.accumulate(step, &batches, progress)?;
+        let sum = self.accumulate(step, &read, progress)?;
         let gradients = &mut progress.gradients;
         gradients.divide_by_weight();
         let mut grad_norm = 0.0;
@@ -249,10 +283,16 @@ impl<'a> Trainer<'a> {
             }
             grad_norm = gradients.norm();
             if !grad_norm.is_finite() {
+                let feed = &progress.feed;
+                let examples = read.batches.iter().enumerate().flat_map(|(i, batch)| {
+                    let rows = batch.examples.iter().enumerate();
+                    rows.flat_map(move |(row, pieces)| pieces.iter().map(move |piece| ((i, row), piece.sequence)))
+                });
+                let rows = origins(examples, |(i, row), sequence| feed.origin(&read, i, row, sequence));
                 return Err(TrainError::NonFinite {
                     what: NonFiniteWhat::Gradient,
                     step: step + 1,
-                    rows: origins(self.train, batches.iter().flat_map(|batch| batch.examples.iter().flatten())),
+                    rows,
                     parameter: gradients.first_non_finite().map(str::to_owned),
                     checkpoint: progress.last_checkpoint,
                 });
@@ -265,50 +305,69 @@ impl<'a> Trainer<'a> {
         }
         gradients.clear();
 
-        let result = StepResult {
-            step: step + 1,
-            loss: sum.mean().map(|mean| mean.nats_per_token),
-            grad_norm,
-            learning_rate,
-            weight: sum.weight,
-        };
-        self.record(&result, &sum, &batches, progress)?;
+        let result = StepResult { step: step + 1, loss: sum.mean(), grad_norm, learning_rate, weight: sum.weight };
+        self.record(&result, &sum, &read, progress)?;
         for hook in &mut self.hooks {
             let outcome = hook.after_step(&result, self.decoder);
             named(hook.as_ref(), outcome)?;
         }
-        let tokens = batches.iter().map(Batch::tokens).sum();
+        let tokens = read.batches.iter().map(Batch::tokens).sum();
         let is_adapter = self.decoder.lora().is_some();
-        let work = work::of_training(self.decoder.config(), amount(&batches), is_adapter);
+        let work = work::of_training(self.decoder.config(), amount(&read.batches), is_adapter);
         progress.pace.step(tokens, work, begun.elapsed());
         self.report(&result, progress)
     }
 
+    /// The curriculum has nothing left: training ends here.
+    fn run_dry(&self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
+        let step = progress.state.step;
+        if step == 0 {
+            return Err(TrainError::NoData);
+        }
+        let planned = progress.total_steps;
+        let text = format!(
+            "the curriculum has nothing left after step {step} of {planned}: training ends here, with the learning rate \
+             where it is"
+        );
+        self.session.reporter.message(Level::Warning, &text);
+        progress.total_steps = step;
+        Ok(())
+    }
+
     /// Forward and backward over the micro-batches of a step, in order.
-    fn accumulate(&self, step: u64, batches: &[Batch], progress: &mut Progress) -> Result<Sum, TrainError> {
+    fn accumulate(&self, step: u64, read: &StepBatches, progress: &mut Progress<'a>) -> Result<Sum, TrainError> {
         let mut sum = Sum::default();
-        for (number, batch) in batches.iter().enumerate() {
+        let Progress { feed, gradients, .. } = progress;
+        let mut failed = None;
+        for (number, batch) in read.batches.iter().enumerate() {
             if batch.weight.iter().any(|&weight| weight != 0.0) {
                 let input = input(batch);
                 input.check(self.decoder.config())?;
                 let dropout_key = self.session.streams.key("dropout", &[step, number as u64]);
                 let mode = ForwardMode::Train { dropout_key };
-                let added = progress.gradients.add(self.decoder.parameters(), || {
+                let added = gradients.add(self.decoder.parameters(), || {
                     let result = loss::next_token(self.decoder, &input, &batch.targets, &batch.weight, &mode);
-                    if let Err(error) = sum.add(self.train, batch, &result, step) {
+                    let origin = |row: usize, sequence: u32| feed.origin(read, number, row, sequence);
+                    if let Err(error) = sum.add(batch, &result, step, origin) {
                         return (Err(error), None);
                     }
                     (Ok(()), Some((result.loss_sum.backward(), result.total_weight)))
                 });
-                added.map_err(|error| self.with_parameter(error, progress))?;
+                if let Err(error) = added {
+                    failed = Some(error);
+                    break;
+                }
             }
             point("train.micro_step", &self.session.checkpoints)?;
         }
-        Ok(sum)
+        match failed {
+            Some(error) => Err(self.with_parameter(error, progress)),
+            None => Ok(sum),
+        }
     }
 
     /// Adds to a report of a non-finite loss which parameter is not finite, if one is, and what is saved.
-    fn with_parameter(&self, error: TrainError, progress: &Progress) -> TrainError {
+    fn with_parameter(&self, error: TrainError, progress: &Progress<'a>) -> TrainError {
         match error {
             TrainError::NonFinite { what, step, rows, .. } => {
                 let parameters = self.decoder.parameters();
@@ -326,37 +385,50 @@ impl<'a> Trainer<'a> {
         &self,
         result: &StepResult,
         sum: &Sum,
-        batches: &[Batch],
-        progress: &mut Progress,
+        read: &StepBatches,
+        progress: &mut Progress<'a>,
     ) -> Result<(), TrainError> {
         let state = &mut progress.state;
         state.step = result.step;
         state.updates = progress.optimizer.step();
-        state.totals.tokens += batches.iter().map(Batch::tokens).sum::<u64>();
+        state.totals.tokens += read.batches.iter().map(Batch::tokens).sum::<u64>();
         state.totals.trained_tokens += sum.tokens;
         state.totals.weight += sum.weight;
         state.totals.epoch_weight += sum.weight;
-        let per_epoch = self.train.batches_per_epoch();
-        let epochs = result.step as f64 / per_epoch as f64;
-        let common = [("train/learning_rate", result.learning_rate), ("train/epoch", epochs)];
+        for (pool, targets) in progress.feed.pools_of(read) {
+            let total = state.pools.entry(pool.to_owned()).or_default();
+            total.rows += 1;
+            total.targets += targets;
+            total.since += targets;
+        }
+        let mut values = Vec::new();
         if let Some(loss) = result.loss {
             state.first_loss.get_or_insert(loss);
             state.recent_losses.push(loss);
             if state.recent_losses.len() > RECENT {
                 state.recent_losses.remove(0);
             }
-            let [learning_rate, epoch] = common;
-            let tokens = ("train/num_input_tokens_seen", state.totals.tokens as f64);
-            let values = [("train/loss", loss), ("train/grad_norm", result.grad_norm), learning_rate, epoch, tokens];
-            progress.metrics.log(result.step, &values)?;
+            values.extend([("train/loss", loss), ("train/grad_norm", result.grad_norm)]);
+        }
+        values.push(("train/learning_rate", result.learning_rate));
+        let per_epoch = progress.feed.steps_per_epoch();
+        if let Some(per_epoch) = per_epoch {
+            values.push(("train/epoch", result.step as f64 / per_epoch as f64));
+        }
+        if result.loss.is_some() {
+            values.push(("train/num_input_tokens_seen", state.totals.tokens as f64));
         } else {
             state.totals.empty_steps += 1;
-            progress.metrics.log(result.step, &common)?;
             let text = format!("step {} has no token with a weight: nothing was updated", result.step);
             self.session.reporter.message(Level::Warning, &text);
         }
-        if result.step.is_multiple_of(per_epoch) {
-            let account = self.train.weight_account();
+        progress.metrics.log(result.step, &values)?;
+        self.log_shares(progress)?;
+        let state = &mut progress.state;
+        if let (Feed::Set(set), Some(per_epoch)) = (&progress.feed, per_epoch)
+            && result.step.is_multiple_of(per_epoch)
+        {
+            let account = set.weight_account();
             let trained = std::mem::take(&mut state.totals.epoch_weight);
             // Hooks may change batches, and with them the weight.
             if self.hooks.is_empty() {
@@ -366,7 +438,38 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn report(&self, result: &StepResult, progress: &mut Progress) -> Result<(), TrainError> {
+    /// Records how much of what is read comes from each pool: the curriculum's weights when they change, or else, now and
+    /// then, the share of the targets read since the last record.
+    fn log_shares(&self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
+        let state = &mut progress.state;
+        let shares = if let Some(weights) = progress.feed.weights() {
+            let is_near = |(name, weight): &(String, f64)| {
+                state.weights.get(name).is_some_and(|logged| (logged - weight).abs() < WEIGHT_CHANGE)
+            };
+            if weights.len() == state.weights.len() && weights.iter().all(is_near) {
+                return Ok(());
+            }
+            state.weights = weights.iter().cloned().collect();
+            weights
+        } else {
+            let every = self.config.eval_steps.unwrap_or(SHARES_EVERY);
+            let is_due = state.step.is_multiple_of(every) || state.step == progress.total_steps;
+            let all: u64 = state.pools.values().map(|pool| pool.since).sum();
+            if !is_due || all == 0 {
+                return Ok(());
+            }
+            let share = |(name, pool): (&String, &mut PoolTotals)| {
+                (name.clone(), std::mem::take(&mut pool.since) as f64 / all as f64)
+            };
+            state.pools.iter_mut().map(share).collect()
+        };
+        let named: Vec<(String, f64)> =
+            shares.into_iter().map(|(name, share)| (format!("curriculum/{name}"), share)).collect();
+        let values: Vec<(&str, f64)> = named.iter().map(|(name, share)| (name.as_str(), *share)).collect();
+        Ok(progress.metrics.log(state.step, &values)?)
+    }
+
+    fn report(&self, result: &StepResult, progress: &mut Progress<'a>) -> Result<(), TrainError> {
         let tokens_per_s = progress.pace.tokens_per_s();
         progress.metrics.timing(result.step, &[("perf/tokens_per_s", tokens_per_s)])?;
         self.session.reporter.step(&StepReport {
@@ -385,56 +488,80 @@ impl<'a> Trainer<'a> {
 
     /// What is due after the steps done so far, and not done yet: evaluation, then checkpoint. `None` if a stop was asked
     /// for in between; what is still due is then done on resuming.
-    fn after_step(&mut self, progress: &mut Progress) -> Result<Option<()>, TrainError> {
+    fn after_step(&mut self, progress: &mut Progress<'a>) -> Result<Option<()>, TrainError> {
         let step = progress.state.step;
+        let is_last = step > 0 && step == progress.total_steps;
+        let is_due = match (step, self.config.eval_steps) {
+            (0, _) => self.config.eval_on_start || progress.feed.needs_feedback(),
+            (_, Some(every)) => is_last || step.is_multiple_of(every),
+            (_, None) => is_last,
+        };
+        let is_done = progress.state.evaluations.last().is_some_and(|evaluation| evaluation.step == step);
+        if !self.measured.is_empty() && is_due && !is_done {
+            let parts = self.config.gradient_accumulation_steps;
+            let found = evaluate_sets(self.decoder, &self.measured, parts, &self.session.cancel)?;
+            let Some((loss, sets)) = found else { return Ok(None) };
+            if progress.feed.needs_feedback() {
+                let losses = sets.iter().map(|(name, loss)| (name.clone(), loss.nats_per_token)).collect();
+                progress.feed.observe(&Feedback { step, losses })?;
+            }
+            self.note_evaluation(Evaluation { step, loss, sets }, progress)?;
+        }
         if step == 0 {
             return Ok(Some(()));
         }
-        let is_last = step == progress.total_steps;
-        let is_due = is_last || self.config.eval_steps.is_some_and(|every| step.is_multiple_of(every));
-        let is_done = progress.state.evaluations.last().is_some_and(|evaluation| evaluation.step == step);
-        if let Some(eval) = self.eval
-            && is_due
-            && !is_done
-        {
-            let parts = self.config.gradient_accumulation_steps;
-            let Some(loss) = evaluate_loss(self.decoder, eval, parts, &self.session.cancel)? else { return Ok(None) };
-            self.note_evaluation(Evaluation { step, loss }, progress)?;
-        }
-        let is_best = progress.state.best.is_some_and(|best| best.step == step);
-        let is_planned = is_last || is_best || step.is_multiple_of(self.config.save_steps);
+        let is_best = progress.state.best.as_ref().is_some_and(|best| best.step == step);
+        let trunk = progress.schedule.trunk_step();
+        let is_planned = is_last || is_best || trunk == Some(step) || step.is_multiple_of(self.config.save_steps);
         if is_planned && !progress.state.kept.contains(&step) {
             progress.state.kept.push(step);
-            let best = progress.state.best.map(|best| best.step);
-            progress.state.kept = retained(&progress.state.kept, best, self.config.save_total_limit);
+            let always: Vec<u64> = progress.state.best.iter().map(|best| best.step).chain(trunk).collect();
+            progress.state.kept = retained(&progress.state.kept, &always, self.config.save_total_limit);
             self.save(progress)?;
             self.store.retain(&progress.state.kept)?;
         }
         Ok(Some(()))
     }
 
-    fn note_evaluation(&self, evaluation: Evaluation, progress: &mut Progress) -> Result<(), TrainError> {
-        let Evaluation { step, loss } = evaluation;
-        let EvalLoss { nats_per_token, tokens, .. } = loss;
-        progress.metrics.log(step, &[("eval/loss", nats_per_token), ("eval/perplexity", loss.perplexity())])?;
-        let is_better = progress.state.best.is_none_or(|best| nats_per_token < best.loss.nats_per_token);
-        progress.state.evaluations.push(evaluation);
-        if is_better {
-            progress.state.best = Some(evaluation);
+    fn note_evaluation(&self, evaluation: Evaluation, progress: &mut Progress<'a>) -> Result<(), TrainError> {
+        let Evaluation { step, loss, sets } = &evaluation;
+        let (step, EvalLoss { nats_per_token, tokens, .. }) = (*step, *loss);
+        let mut values =
+            vec![("eval/loss".to_owned(), nats_per_token), ("eval/perplexity".to_owned(), loss.perplexity())];
+        if sets.len() > 1 {
+            values.extend(sets.iter().map(|(name, loss)| (format!("eval/{name}/loss"), loss.nats_per_token)));
         }
+        let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        progress.metrics.log(step, &values)?;
+        // What was there before training is no result of it.
+        let is_better =
+            step > 0 && progress.state.best.as_ref().is_none_or(|best| nats_per_token < best.loss.nats_per_token);
         let mark = if is_better { ", the best so far" } else { "" };
-        let text = format!("step {step}: held-out loss {nats_per_token:.4} over {tokens} tokens{mark}");
+        let each = if sets.len() > 1 {
+            let each: Vec<String> =
+                sets.iter().take(SHOWN_SETS).map(|(name, loss)| format!("{name} {:.4}", loss.nats_per_token)).collect();
+            let more = if sets.len() > SHOWN_SETS { ", …" } else { "" };
+            format!(" ({}{more})", each.join(", "))
+        } else {
+            String::new()
+        };
+        let text = format!("step {step}: held-out loss {nats_per_token:.4}{each} over {tokens} tokens{mark}");
         self.session.reporter.message(Level::Info, &text);
+        if is_better {
+            progress.state.best = Some(evaluation.clone());
+        }
+        progress.state.evaluations.push(evaluation);
         Ok(())
     }
 
     /// Saves the present state. The metrics become durable first, so that a checkpoint never knows of steps they lack.
-    fn save(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
+    fn save(&mut self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
         let step = progress.state.step;
         for hook in &mut self.hooks {
             let result = hook.on_checkpoint(step);
             named(hook.as_ref(), result)?;
         }
+        progress.state.curriculum = progress.feed.state();
         progress.state.hooks = self.hooks.iter().map(|hook| (hook.name().to_owned(), hook.state())).collect();
         progress.metrics.sync()?;
         self.store.save(&progress.state, self.decoder.parameters(), &progress.optimizer)?;
@@ -443,7 +570,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Saves for a later process, beside the checkpoints that belong to the plan, and says so.
-    fn stop(&mut self, progress: &mut Progress) -> Result<TrainError, TrainError> {
+    fn stop(&mut self, progress: &mut Progress<'a>) -> Result<TrainError, TrainError> {
         let step = progress.state.step;
         if step > 0 && progress.last_checkpoint != Some(step) {
             self.save(progress)?;
@@ -457,7 +584,7 @@ impl<'a> Trainer<'a> {
 
     /// Goes back to the best weights if that was asked for.
     fn choose_weights(&mut self, state: &State) -> Result<u64, TrainError> {
-        match state.best {
+        match &state.best {
             Some(best) if self.config.load_best && best.step != state.step => {
                 let restored = self.store.restore_parameters(best.step, self.decoder.parameters_mut());
                 restored.map_err(|error| TrainError::BestCheckpoint { reason: error.to_string() })?;
@@ -492,11 +619,11 @@ fn balance(epoch: u64, account: &WeightAccount, trained: f64) -> Result<(), Trai
     Err(TrainError::WeightLost { epoch, built, trained, dropped })
 }
 
-/// Which of the checkpoints `steps` (ascending) to keep: the best and the last in any case, and the newest others up to
-/// `limit` in all.
-fn retained(steps: &[u64], best: Option<u64>, limit: Option<usize>) -> Vec<u64> {
+/// Which of the checkpoints `steps` (ascending) to keep: those of `always` (the best, the trunk) and the last in any case, and
+/// the newest others up to `limit` in all.
+fn retained(steps: &[u64], always: &[u64], limit: Option<usize>) -> Vec<u64> {
     let Some(limit) = limit else { return steps.to_vec() };
-    let mut kept: Vec<u64> = best.into_iter().filter(|best| steps.contains(best)).collect();
+    let mut kept: Vec<u64> = steps.iter().copied().filter(|step| always.contains(step)).collect();
     for &step in steps.iter().rev() {
         let is_last = Some(&step) == steps.last();
         if !kept.contains(&step) && (is_last || kept.len() < limit) {
@@ -513,13 +640,14 @@ mod tests {
 
     #[test]
     fn the_best_and_the_last_checkpoint_are_kept_whatever_the_limit() {
-        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(1)), [2, 4]);
-        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(2)), [2, 4]);
-        assert_eq!(retained(&[1, 2, 3, 4], Some(2), Some(3)), [2, 3, 4]);
-        assert_eq!(retained(&[1, 2, 3, 4], Some(4), Some(1)), [4]);
-        assert_eq!(retained(&[1, 2, 3, 4], None, Some(2)), [3, 4]);
-        assert_eq!(retained(&[1, 2, 3, 4], None, None), [1, 2, 3, 4]);
-        assert_eq!(retained(&[3, 4], Some(1), Some(2)), [3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[2], Some(1)), [2, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[2], Some(2)), [2, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[2], Some(3)), [2, 3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[4], Some(1)), [4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[], Some(2)), [3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[], None), [1, 2, 3, 4]);
+        assert_eq!(retained(&[3, 4], &[1], Some(2)), [3, 4]);
+        assert_eq!(retained(&[1, 2, 3, 4], &[1, 2], Some(2)), [1, 2, 4], "the best and the trunk");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use didact_core::files::AppendLog;
 use serde_json::Value;
 
 use super::{Curriculum, CurriculumError, CurriculumState, Feedback, Pool, Progress, StepRows};
+use crate::batch::Batch;
 
 /// A curriculum whose feedback is written down before it counts.
 ///
@@ -84,6 +85,22 @@ impl<C: Curriculum> Curriculum for Recorded<C> {
 
     fn restore(&mut self, state: &CurriculumState) -> Result<(), CurriculumError> {
         self.inner.restore(state)
+    }
+
+    fn read(&self, step: &StepRows) -> Result<Batch, CurriculumError> {
+        self.inner.read(step)
+    }
+
+    fn needs_feedback(&self) -> bool {
+        self.inner.needs_feedback()
+    }
+
+    fn steps_per_epoch(&self) -> Option<u64> {
+        self.inner.steps_per_epoch()
+    }
+
+    fn weights(&self) -> Option<Vec<(String, f64)>> {
+        self.inner.weights()
     }
 }
 

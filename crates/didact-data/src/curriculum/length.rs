@@ -357,6 +357,11 @@ impl Curriculum for Length {
         Ok(Some(step))
     }
 
+    fn steps_per_epoch(&self) -> Option<u64> {
+        // Counts do not depend on the shuffle: every epoch has as many.
+        Some(self.steps.len() as u64)
+    }
+
     fn observe(&mut self, _: &Feedback) -> Result<(), CurriculumError> {
         self.observed += 1;
         Ok(())

@@ -136,6 +136,8 @@ pub struct Mixture {
     orders: Orders,
     identity: Digest,
     state: State,
+    /// The weights of the last step given.
+    given: Option<Vec<f64>>,
 }
 
 const KIND: &str = "mixture";
@@ -170,11 +172,11 @@ impl Mixture {
         let identity = identity(&settings, &pools, streams);
         let orders = Orders::new(streams, settings.readings.iter().map(|reading| reading.order).collect());
         let state = State { taken: vec![0; n], targets: vec![0; n], credit: vec![0.0; n], ..State::default() };
-        Ok(Self { pools: pools.into(), settings, streams, orders, identity, state })
+        Ok(Self { pools: pools.into(), settings, streams, orders, identity, state, given: None })
     }
 
     /// The weights of the step to come, before pools that are used up are left out.
-    pub fn weights(&mut self, progress: &Progress) -> Vec<f64> {
+    pub fn next_weights(&mut self, progress: &Progress) -> Vec<f64> {
         self.settings.weights.at(progress, &mut self.state.memory)
     }
 
@@ -224,7 +226,7 @@ impl Mixture {
 impl Curriculum for Mixture {
     fn next_step(&mut self, progress: &Progress) -> Result<Option<StepRows>, CurriculumError> {
         in_order(self.state.step, progress)?;
-        let weights = self.weights(progress);
+        let weights = self.next_weights(progress);
         let mut step = StepRows { part: 0, row_len: self.pools[0].plan().row_len(), rows: Vec::new() };
         for place in 0..self.settings.batch_size as u64 {
             let Some(i) = self.choose(&weights, place) else { break };
@@ -239,7 +241,17 @@ impl Curriculum for Mixture {
             return Ok(None);
         }
         self.state.step += 1;
+        self.given = Some(weights);
         Ok(Some(step))
+    }
+
+    fn needs_feedback(&self) -> bool {
+        matches!(self.settings.weights, Weights::Graph(_))
+    }
+
+    fn weights(&self) -> Option<Vec<(String, f64)>> {
+        let given = self.given.as_ref()?;
+        Some(self.pools.iter().zip(given).map(|(pool, weight)| (pool.name().to_owned(), *weight)).collect())
     }
 
     fn observe(&mut self, feedback: &Feedback) -> Result<(), CurriculumError> {

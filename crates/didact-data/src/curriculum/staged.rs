@@ -70,6 +70,18 @@ impl Staged {
 }
 
 impl Curriculum for Staged {
+    fn needs_feedback(&self) -> bool {
+        self.parts.iter().any(|(_, part)| part.needs_feedback())
+    }
+
+    fn steps_per_epoch(&self) -> Option<u64> {
+        Some(self.total_steps())
+    }
+
+    fn weights(&self) -> Option<Vec<(String, f64)>> {
+        self.parts.get(self.state.part).and_then(|(_, part)| part.weights())
+    }
+
     fn next_step(&mut self, progress: &Progress) -> Result<Option<StepRows>, CurriculumError> {
         in_order(self.state.step, progress)?;
         loop {

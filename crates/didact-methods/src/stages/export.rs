@@ -1,5 +1,6 @@
 //! Stage `export`: what is taken elsewhere. `model/` is a directory that Python's `transformers` loads, `adapter/` one that
-//! `peft` loads; both carry the tokenizer.
+//! `peft` loads, `trunk/` (where the learning rate ends with a decay) the whole model before that decay, in f32, to train on
+//! from; all carry the tokenizer.
 
 use super::train;
 use crate::error::MethodError;
@@ -15,6 +16,8 @@ use serde_json::Value;
 pub const NAME: &str = "export";
 /// The whole model.
 pub const MODEL: &str = "model";
+/// The whole model before the final decay of the learning rate.
+pub const TRUNK: &str = "trunk";
 /// The adapter alone.
 pub const ADAPTER: &str = "adapter";
 
@@ -39,6 +42,12 @@ impl ExportStage {
             };
             let dir = context.work_dir.join(MODEL);
             save_model(&dir, self.model.config(), decoder.merged(), dtype)?;
+            self.model.tokenizer().save(&dir)?;
+        }
+        let trunk = trained.join(train::TRUNK);
+        if trunk.is_dir() {
+            let dir = context.work_dir.join(TRUNK);
+            save_model(&dir, self.model.config(), self.model.trained(&trunk)?.merged(), Dtype::F32)?;
             self.model.tokenizer().save(&dir)?;
         }
         let adapter = trained.join(train::ADAPTER);

@@ -1,6 +1,7 @@
 //! Stage `train`: next-token training of an adapter or of every parameter.
 //!
-//! Writes `adapter/` in PEFT's layout or `model/` in f32, `outcome.json`, and the checkpoints that were kept.
+//! Writes `adapter/` in PEFT's layout or `model/` in f32, `trunk/` likewise where the schedule ends with a decay,
+//! `outcome.json`, and the checkpoints that were kept.
 
 use super::{prepare, write_json};
 use crate::error::MethodError;
@@ -9,13 +10,15 @@ use crate::model_source::ModelHandle;
 use didact_core::stage::{Stage, StageContext, StageError, StageInput};
 use didact_data::batch::TrainingSet;
 use didact_kernels::Precision;
-use didact_model::Dtype;
 use didact_model::export::save_model;
 use didact_model::memory::{Trained, TrainingShape};
 use didact_model::peft::{Adapter, save_adapter};
-use didact_train::TrainConfig;
+use didact_model::{Decoder, Dtype};
+use didact_train::trainer::CHECKPOINTS;
+use didact_train::{CheckpointStore, Measured, TrainConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Name and kind of the stage.
@@ -24,6 +27,8 @@ pub const NAME: &str = "train";
 pub const ADAPTER: &str = "adapter";
 /// The trained model, when every parameter was trained.
 pub const MODEL: &str = "model";
+/// A directory with the same as it was before the final decay of the learning rate, where the schedule has one.
+pub const TRUNK: &str = "trunk";
 /// What came of it.
 pub const OUTCOME: &str = "outcome.json";
 
@@ -98,16 +103,15 @@ impl TrainStage {
         if let Some(lora) = &self.train.lora {
             decoder.add_lora(&lora.to_model(), &context.streams)?;
         }
-        let outcome = didact_train::train(&mut decoder, &set, held_out.as_ref(), &self.train, context)?;
+        let measured = held_out.iter().map(Measured::from).collect();
+        let outcome = didact_train::train(&mut decoder, &set, measured, &self.train, context)?;
         self.meter.training(outcome.seconds, outcome.predicted_seconds, outcome.tokens_per_s);
-        match Adapter::from_decoder(&decoder, Some(self.model.name().to_owned())) {
-            Some(adapter) => {
-                let dir = context.work_dir.join(ADAPTER);
-                save_adapter(&dir, self.model.config(), &adapter.config, adapter.pairs)?;
-            }
-            None => {
-                save_model(&context.work_dir.join(MODEL), self.model.config(), decoder.merged(), Dtype::F32)?;
-            }
+        let name = if decoder.lora().is_some() { ADAPTER } else { MODEL };
+        self.export(&decoder, &context.work_dir.join(name))?;
+        if let Some(step) = outcome.trunk_step {
+            let checkpoints = CheckpointStore::new(context.work_dir.join(CHECKPOINTS));
+            checkpoints.restore_parameters(step, decoder.parameters_mut())?;
+            self.export(&decoder, &context.work_dir.join(TRUNK).join(name))?;
         }
         let record = Outcome {
             steps: outcome.state.step,
@@ -119,6 +123,19 @@ impl TrainStage {
             trained_parameters: decoder.parameters().trainable_elements() as u64,
         };
         write_json(&context.work_dir.join(OUTCOME), &record)
+    }
+
+    /// Writes the adapter, or the model when every parameter was trained.
+    fn export(&self, decoder: &Decoder, dir: &Path) -> Result<(), MethodError> {
+        match Adapter::from_decoder(decoder, Some(self.model.name().to_owned())) {
+            Some(adapter) => {
+                save_adapter(dir, self.model.config(), &adapter.config, adapter.pairs)?;
+            }
+            None => {
+                save_model(dir, self.model.config(), decoder.merged(), Dtype::F32)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -132,7 +149,7 @@ impl Stage for TrainStage {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn settings(&self) -> Value {

@@ -167,7 +167,7 @@ fn the_first_ten_losses_norms_and_the_weights_are_those_of_pytorch() {
         let set = TrainingSet::in_order(store(&place.root(), &sequences), 64, packing, 6);
         assert_eq!(set.batches_per_epoch(), 1);
         let (mut decoder, notes) = (load(), Notes::default());
-        let trainer = Trainer::new(&mut decoder, &set, None, &config, place.session(&Cancel::new(), &notes));
+        let trainer = Trainer::new(&mut decoder, &set, Vec::new(), &config, place.session(&Cancel::new(), &notes));
         trainer.run().expect("trains");
         let records = metrics::read(&place.root()).expect("metrics can be read");
         let value = |step: usize, tag: &str| {

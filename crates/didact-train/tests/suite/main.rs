@@ -1,5 +1,6 @@
 //! Training as a whole: one program, so that it is linked once.
 
+mod curriculum;
 mod golden;
 mod resume;
 mod support;

@@ -15,7 +15,9 @@ use didact_data::batch::TrainingSet;
 use didact_data::packing::Packing;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_model::{Decoder, ModelConfig};
-use didact_train::{Hook, HookResult, LoraTable, Session, StepResult, TrainConfig, TrainError, TrainOutcome, Trainer};
+use didact_train::{
+    Hook, HookResult, LoraTable, Measured, Session, StepResult, TrainConfig, TrainError, TrainOutcome, Trainer,
+};
 
 pub(crate) const VOCABULARY: u32 = 61;
 
@@ -105,6 +107,7 @@ impl Place {
             run_root: self.root(),
             stage: "train".to_owned(),
             checkpoints: self.checkpoints(),
+            feedback: self.root().join("feedback.log"),
             streams: Streams::new(3),
             cancel: cancel.clone(),
             reporter,
@@ -121,7 +124,9 @@ impl Place {
     ) -> Result<TrainOutcome, TrainError> {
         let (train, eval) = (self.train_set(config), self.eval_set(config));
         let cancel = probe.cancel.clone();
-        Trainer::new(decoder, &train, Some(&eval), config, self.session(&cancel, notes)).with_hook(probe).run()
+        Trainer::new(decoder, &train, vec![Measured::from(&eval)], config, self.session(&cancel, notes))
+            .with_hook(probe)
+            .run()
     }
 
     /// Everything that must repeat: all bits of the checkpoints, and the metrics.

@@ -64,7 +64,7 @@ fn four_times_four_rows_are_sixteen_rows_also_with_uneven_masks() {
         let (mut decoder, kept) = (decoder(), Gradients::default());
         let train = place.train_set(&config);
         let notes = Notes::default();
-        let trainer = Trainer::new(&mut decoder, &train, None, &config, place.session(&Cancel::new(), &notes));
+        let trainer = Trainer::new(&mut decoder, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes));
         let outcome = trainer.with_hook(kept.clone()).run().expect("trains");
         let gradients = kept.0.lock().expect("no panic while it was held").remove(0);
         (outcome.state, gradients)
@@ -198,7 +198,7 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_rows_and_paramete
     let train = place.train_set(&config);
     let notes = Notes::default();
     let mut broken = decoder();
-    let trainer = Trainer::new(&mut broken, &train, None, &config, place.session(&Cancel::new(), &notes));
+    let trainer = Trainer::new(&mut broken, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes));
     let error = trainer.with_hook(Poison).run().expect_err("the loss is not finite");
     let TrainError::NonFinite { step: 6, rows, parameter, checkpoint: Some(4), .. } = &error else {
         panic!("{error}");
@@ -214,7 +214,7 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_rows_and_paramete
     assert!(text.ends_with("; the checkpoint of step 4 is intact"), "{text}");
 
     let mut mended = decoder();
-    let trainer = Trainer::new(&mut mended, &train, None, &config, place.session(&Cancel::new(), &notes));
+    let trainer = Trainer::new(&mut mended, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes));
     let outcome = trainer.run().expect("continues from the intact checkpoint");
     assert_eq!(outcome.resumed_from, Some(4));
 }
@@ -241,7 +241,7 @@ fn a_gradient_that_is_not_finite_stops_before_the_update() {
     let mut decoder = decoder();
     let before = weights(&decoder);
     let notes = Notes::default();
-    let trainer = Trainer::new(&mut decoder, &train, None, &config, place.session(&Cancel::new(), &notes));
+    let trainer = Trainer::new(&mut decoder, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes));
     let error = trainer.with_hook(Infinite).run().expect_err("a gradient is infinite");
     let text = error.to_string();
     let beginning = "the gradient is not finite in step 1 (first in parameter `model.layers.1.mlp.up_proj.weight`); rows: \
@@ -264,7 +264,7 @@ fn the_best_and_the_last_checkpoint_stay_and_the_best_can_be_loaded() {
     };
     let mut decoder = decoder();
     let outcome = place.run(&mut decoder, &config, Probe::idle(), &Notes::default()).expect("trains");
-    let best = outcome.state.best.expect("evaluations were made");
+    let best = outcome.state.best.clone().expect("evaluations were made");
     let lowest = outcome.state.evaluations.iter().map(|e| e.loss.nats_per_token).fold(f64::INFINITY, f64::min);
     assert_eq!(best.loss.nats_per_token, lowest);
     assert!(best.step < 40, "nothing to choose between");
@@ -306,7 +306,7 @@ fn a_step_without_weights_updates_nothing_and_is_counted() {
     let rows = train.batches_per_epoch();
     let notes = Notes::default();
     let mut decoder = decoder();
-    let trainer = Trainer::new(&mut decoder, &train, None, &config, place.session(&Cancel::new(), &notes));
+    let trainer = Trainer::new(&mut decoder, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes));
     let outcome = trainer.run().expect("trains, and the weights of both epochs add up");
     assert_eq!(outcome.state.step, 2 * rows);
     assert_eq!(outcome.state.totals.empty_steps, 2 * (rows - 1));
@@ -349,7 +349,7 @@ fn hooks_are_called_at_their_moments_in_order() {
     let config = TrainConfig { batch_size: 4, gradient_accumulation_steps: 2, max_steps: Some(2), ..config() };
     let train = place.train_set(&config);
     let (mut decoder, notes, diary) = (decoder(), Notes::default(), Arc::default());
-    Trainer::new(&mut decoder, &train, None, &config, place.session(&Cancel::new(), &notes))
+    Trainer::new(&mut decoder, &train, Vec::new(), &config, place.session(&Cancel::new(), &notes))
         .with_hook(Diary("a", Arc::clone(&diary)))
         .with_hook(Diary("b", Arc::clone(&diary)))
         .run()
