@@ -250,7 +250,11 @@ fn score<S: Simd, E: Stored, const G: usize, const N: usize>(
     let keys: [&[[E; BLOCK]]; N] = std::array::from_fn(|i| &keys[i][..head_dim]);
     let mut sums = [[simd.splat(0.0); N]; G];
     for d in 0..head_dim {
-        let key: [S::V; N] = std::array::from_fn(|i| E::load(simd, &keys[i][d]));
+        let key: [S::V; N] = std::array::from_fn(|i| {
+            // The block's values follow its keys.
+            simd.fetch_to_read(keys[i][d].as_ptr().wrapping_add(BLOCK * head_dim));
+            E::load(simd, &keys[i][d])
+        });
         for g in 0..G {
             let q = simd.splat(query[g][d]);
             for i in 0..N {
@@ -344,7 +348,12 @@ fn weigh<'b, S: Simd, E: Stored + 'b, const G: usize, const W: usize>(
         let weights: [&[f32; BLOCK]; G] =
             std::array::from_fn(|g| weights[g][first..].first_chunk().expect("a whole block"));
         for lane in 0..BLOCK.min(common - first) {
-            let value: [S::V; W] = std::array::from_fn(|i| E::load(simd, &values[lane * stride + i]));
+            let value: [S::V; W] = std::array::from_fn(|i| {
+                let value = &values[lane * stride + i];
+                // The keys of the next head follow the values.
+                simd.fetch_to_read(value.as_ptr().wrapping_add(BLOCK * stride * LANES));
+                E::load(simd, value)
+            });
             for g in 0..G {
                 let w = simd.splat(weights[g][lane]);
                 for i in 0..W {

@@ -63,7 +63,7 @@ mod stream {
     use crate::simd::x86::first_lanes;
     use rayon::prelude::*;
     use std::arch::x86_64::{
-        __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
+        __m512, __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
         _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
@@ -71,10 +71,14 @@ mod stream {
     const WIDTH: usize = 32;
     /// Most rows whose sums the registers hold.
     const ROWS: usize = 12;
-    /// Words of k in a block: half of the nearest cache.
-    const BLOCK: usize = 128;
+    /// Words of k in a block: so many that sums are seldom written and read again, and few enough that the block and the
+    /// rows stay near while all rows meet it.
+    const BLOCK: usize = 288;
     /// Fewest multiply-adds that are worth a second thread.
     const PARALLEL_WORK: usize = 32 << 10;
+
+    /// Fewest floats to round that are worth a second thread.
+    const PARALLEL_ROUNDING: usize = 12 << 10;
 
     /// Where the product goes.
     struct Target {
@@ -111,22 +115,29 @@ mod stream {
         let words = k.div_ceil(2);
         let target = Target { c: c.as_mut_ptr(), ldc, m, n };
         with_scratch(m * words, |rounded| {
-            for (to, from) in rounded.chunks_exact_mut(words).zip(a.chunks_exact(k)) {
+            let round = |(to, from): (&mut [f32], &[f32])| {
                 // SAFETY: the features were just found.
                 unsafe { round(to, from) };
+            };
+            let a = &a[..m * k];
+            if m * k < PARALLEL_ROUNDING {
+                rounded.chunks_exact_mut(words).zip(a.chunks_exact(k)).for_each(round);
+            } else {
+                let rows = rounded.par_chunks_exact_mut(words).zip(a.par_chunks_exact(k));
+                rows.with_min_len(m.div_ceil(rayon::current_num_threads())).for_each(round);
             }
             let operands = Operands { a: rounded, b: &weight.panels, words };
             let panels = n.div_ceil(WIDTH);
             // SAFETY: the features were just found; ranges of different tasks have no panel in common.
             let task = |first: usize, end: usize| unsafe { columns(&target, &operands, first, end, accumulate) };
             let threads = if m * n * words < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
-            // Long stretches of memory for each thread, and a few of them.
-            let size = if threads == 1 { panels } else { panels.div_ceil(4 * threads) };
-            if size == panels {
+            // Long stretches of memory for each thread, and a few of them, of about the same size.
+            let tasks = if threads == 1 { 1 } else { panels.min(4 * threads) };
+            if tasks == 1 {
                 task(0, panels);
             } else {
-                let tasks = panels.div_ceil(size);
-                (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i * size, panels.min((i + 1) * size)));
+                let bound = |i: usize| i * panels / tasks;
+                (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(bound(i), bound(i + 1)));
             }
         });
     }
@@ -187,8 +198,9 @@ mod stream {
                         c: unsafe { to.add(row * stride) },
                         ldc: stride,
                         accumulate: accumulate || k0 > 0,
-                        // The last group asks for the next block.
-                        prefetch: group + 1 == groups,
+                        // The groups share the asking for the next block.
+                        low: group == 0,
+                        high: group + 1 == groups.min(2),
                     };
                     // SAFETY: as promised to this function; rows of `a` have `len` words from `k0` on.
                     unsafe { rows_of(next - row, &part) };
@@ -212,7 +224,9 @@ mod stream {
         c: *mut f32,
         ldc: usize,
         accumulate: bool,
-        prefetch: bool,
+        /// Ask for the lower halves of the next block's lines, the upper ones.
+        low: bool,
+        high: bool,
     }
 
     /// # Safety
@@ -237,7 +251,7 @@ mod stream {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn rows<const MR: usize>(part: &Part) {
-        let Part { a, a_stride, b, c, ldc, accumulate, prefetch } = *part;
+        let Part { a, a_stride, b, c, ldc, accumulate, low, high } = *part;
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         if accumulate {
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -250,11 +264,13 @@ mod stream {
         }
         let lines = b.as_chunks::<WIDTH>().0;
         for (word, line) in lines.iter().enumerate() {
-            if prefetch {
-                // Asking for memory that is not there does nothing.
-                let ahead = line.as_ptr().wrapping_add(BLOCK * WIDTH);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(16).cast());
+            // Into the second nearest cache, which holds both blocks. Asking for memory that is not there does nothing.
+            let ahead = line.as_ptr().wrapping_add(BLOCK * WIDTH);
+            if low {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            }
+            if high {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(16).cast());
             }
             // SAFETY: a line is two vectors of 64 bytes of plain bits.
             let line = unsafe {
