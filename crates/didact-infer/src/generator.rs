@@ -1,9 +1,10 @@
 //! The generator of this process: the [`Generator`] trait as a thin loop over a [`Scheduler`], and scoring.
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, PAGE, Pool};
 use crate::engine::{Engine, Span};
 use crate::error::InferError;
 use crate::model::LocalModel;
+use crate::prefix::{Place, Prefixes};
 use crate::sampler;
 use crate::scheduler::{Event, Options, Scheduler};
 use crate::weights::EngineWeights;
@@ -12,7 +13,7 @@ use didact_core::generate::{Completion, GenerateError, Generator, Prompt, Reques
 use didact_data::tokenizer::Tokenizer;
 use didact_kernels::softmax;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A [`Generator`] that runs a model in this process.
@@ -122,39 +123,53 @@ impl Generator for LocalGenerator {
         sink: &mut dyn FnMut(usize, Result<TokenLogProbs, RequestError>),
         cancel: &Cancel,
     ) -> Result<(), GenerateError> {
-        let mut waiting = pairs.iter().enumerate().peekable();
-        while waiting.peek().is_some() {
+        let mut scoring = Scoring::new(self);
+        let mut waiting = pairs.iter().enumerate();
+        let mut queue = VecDeque::new();
+        loop {
             if cancel.is_cancelled() {
                 return Ok(());
             }
-            // As many pairs as a pass has room for, at least one.
-            let mut batch = Vec::new();
-            let mut tokens = 0;
-            while tokens < self.options.max_batch_tokens
-                && batch.len() < self.options.max_streams
+            while queue.len() < AHEAD * self.options.max_streams
                 && let Some((index, (prompt, continuation))) = waiting.next()
             {
-                match self.pair(prompt, continuation) {
-                    Ok(pair) => {
-                        tokens += pair.ids.len();
-                        batch.push((index, pair));
-                    }
+                match self.pair(prompt, continuation).and_then(|pair| scoring.fits(pair)) {
+                    Ok(pair) => queue.push_back((index, pair)),
                     Err(error) => sink(index, Err(error)),
                 }
             }
-            for (index, scored) in self.score_batch(batch) {
+            if queue.is_empty() {
+                return Ok(());
+            }
+            for (index, scored) in scoring.pass(&mut queue) {
                 sink(index, scored);
             }
         }
-        Ok(())
     }
 }
+
+/// Pairs that are looked at for each one that a pass has room for: those whose beginning another one is reading wait for
+/// it, and there shall be enough others.
+const AHEAD: usize = 4;
 
 /// A prompt and its continuation as one sequence.
 struct Pair {
     ids: Vec<u32>,
     /// Tokens of the prompt.
     prompt: usize,
+}
+
+impl Pair {
+    /// What is read: the last token never is, since nothing is predicted after it, and nothing if there is nothing to
+    /// score.
+    fn read(&self) -> &[u32] {
+        if self.prompt == self.ids.len() { &[] } else { &self.ids[..self.ids.len() - 1] }
+    }
+
+    /// The part of it after which no scores are needed, so that others may have read it.
+    fn shared(&self) -> &[u32] {
+        &self.read()[..self.read().len().min(self.prompt - 1)]
+    }
 }
 
 impl LocalGenerator {
@@ -193,32 +208,99 @@ impl LocalGenerator {
         let prompt = begin.len().min(ids.len());
         Ok(Pair { ids, prompt })
     }
+}
 
-    fn score_batch(&self, batch: Vec<(usize, Pair)>) -> Vec<(usize, Result<TokenLogProbs, RequestError>)> {
-        let vocab = self.engine().config().vocab_size;
-        // The last token is never read: nothing is predicted after it.
-        let read = |pair: &Pair| if pair.prompt == pair.ids.len() { 0 } else { pair.ids.len() - 1 };
-        let pool = self.engine().new_pool();
-        let mut caches: Vec<KvCache> = batch.iter().map(|_| pool.cache(None)).collect();
-        let mut spans: Vec<Span> = caches
+/// Pairs on their way: what their prompts have in common is read once.
+struct Scoring<'a> {
+    engine: &'a Engine,
+    options: Options,
+    pool: Arc<Pool>,
+    prefixes: Prefixes,
+    /// Most pages.
+    limit: usize,
+}
+
+/// A pair of a pass.
+struct Chosen {
+    index: usize,
+    pair: Pair,
+    place: Place,
+    cache: KvCache,
+}
+
+impl<'a> Scoring<'a> {
+    fn new(generator: &'a LocalGenerator) -> Self {
+        let (engine, options) = (generator.engine(), generator.options);
+        let pool = engine.new_pool();
+        let limit = options.max_cache_bytes / pool.page_bytes();
+        Self { engine, options, pool, prefixes: Prefixes::new(), limit }
+    }
+
+    /// The pair, if the memory can hold it.
+    fn fits(&self, pair: Pair) -> Result<Pair, RequestError> {
+        let context = self.limit * PAGE;
+        if pair.read().len() > context {
+            return Err(RequestError::PromptTooLong { tokens: pair.read().len(), context });
+        }
+        Ok(pair)
+    }
+
+    /// As many pairs as a pass has room for, at least one, but none whose next page another one of them reads. Makes room
+    /// for the pages that the pass fills.
+    fn choose(&mut self, queue: &mut VecDeque<(usize, Pair)>) -> Vec<Chosen> {
+        let (mut chosen, mut later): (Vec<Chosen>, VecDeque<_>) = (Vec::new(), VecDeque::new());
+        let mut in_flight = BTreeSet::new();
+        let (mut tokens, mut pages) = (0, 0);
+        while tokens < self.options.max_batch_tokens
+            && chosen.len() < self.options.max_streams
+            && let Some((index, pair)) = queue.pop_front()
+        {
+            let (mut place, mut cache) = (Place::root(0), self.pool.cache(None));
+            self.prefixes.follow(&mut place, &mut cache, pair.shared());
+            let next = pair.shared()[cache.len()..].first_chunk::<PAGE>().map(|page| (place.number(), *page));
+            let own = cache.pages_to_come(pair.read().len());
+            let used = self.pool.live() - self.prefixes.idle();
+            let has_room = chosen.is_empty() || used + pages + own <= self.limit;
+            if !has_room || next.is_some_and(|next| !in_flight.insert(next)) {
+                later.push_back((index, pair));
+                continue;
+            }
+            tokens += pair.read().len() - cache.len();
+            pages += own;
+            chosen.push(Chosen { index, pair, place, cache });
+        }
+        // What waited stays in front.
+        later.append(queue);
+        *queue = later;
+        self.prefixes.forget((self.pool.live() + pages).saturating_sub(self.limit));
+        chosen
+    }
+
+    /// One forward pass: the scores of some of the pairs.
+    fn pass(&mut self, queue: &mut VecDeque<(usize, Pair)>) -> Vec<(usize, Result<TokenLogProbs, RequestError>)> {
+        let mut chosen = self.choose(queue);
+        let vocab = self.engine.config().vocab_size;
+        let continuations = chosen.iter().flat_map(|Chosen { pair, .. }| &pair.ids[pair.prompt..]);
+        let targets: Vec<u32> = continuations.copied().collect();
+        let mut spans: Vec<Span> = chosen
             .iter_mut()
-            .zip(&batch)
-            .map(|(cache, (_, pair))| {
-                let ids = &pair.ids[..read(pair)];
-                Span { cache, ids, logits_from: ids.len().min(pair.prompt - 1) }
+            .map(|Chosen { pair, cache, .. }| {
+                let known = cache.len();
+                let ids = &pair.read()[known..];
+                Span { cache, ids, logits_from: ids.len().min(pair.prompt - 1 - known) }
             })
             .collect();
-        let targets: Vec<u32> = batch.iter().flat_map(|(_, pair)| &pair.ids[pair.prompt..]).copied().collect();
         let mut scored: Vec<(f32, bool)> = Vec::with_capacity(targets.len());
-        self.engine().forward(&mut spans, |rows, scores| {
+        self.engine.forward(&mut spans, |rows, scores| {
             scored.par_extend(scores.par_chunks_exact(vocab).zip(&targets[rows]).map(|(scores, &target)| {
                 let log_prob = f64::from(scores[target as usize]) - softmax::log_sum_exp(scores);
                 (log_prob as f32, sampler::largest(scores) == Some(target as usize))
             }));
         });
         let mut rest = &scored[..];
-        let mut out = Vec::with_capacity(batch.len());
-        for (index, pair) in batch {
+        let mut out = Vec::with_capacity(chosen.len());
+        for Chosen { index, pair, mut place, mut cache } in chosen {
+            self.prefixes.register(&mut place, &mut cache, pair.shared());
             let (own, others) = rest.split_at(pair.ids.len() - pair.prompt);
             rest = others;
             if own.iter().any(|(log_prob, _)| log_prob.is_nan()) {

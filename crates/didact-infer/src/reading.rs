@@ -20,20 +20,24 @@ pub struct Reading {
 }
 
 impl LocalModel {
-    /// Reads a text, with as many alternatives to each token as asked for.
+    /// Reads a text, with as many alternatives to each token as asked for, with an adapter if one is named.
     ///
     /// # Errors
-    /// [`RequestError::PromptTooLong`], or [`RequestError::NotFinite`] when the model gives no numbers.
+    /// [`RequestError::PromptTooLong`], [`RequestError::Setting`] for an unknown adapter, or [`RequestError::NotFinite`] when
+    /// the model gives no numbers.
     ///
     /// # Panics
     /// If an id is not in the vocabulary; those that [`encode`](Self::encode) gives are.
-    pub fn read(&self, ids: &[u32], alternatives: usize) -> Result<Reading, RequestError> {
+    pub fn read(&self, ids: &[u32], alternatives: usize, adapter: Option<&str>) -> Result<Reading, RequestError> {
         if ids.len() > self.context() {
             return Err(RequestError::PromptTooLong { tokens: ids.len(), context: self.context() });
         }
         let engine = self.engine();
         let vocab = engine.config().vocab_size;
-        let mut cache = engine.cache();
+        let mut cache = match self.adapter(adapter)? {
+            Some((_, adapter)) => engine.cache_with(adapter),
+            None => engine.cache(),
+        };
         // The last token is never read: nothing is predicted after it.
         let read = &ids[..ids.len().saturating_sub(1)];
         let mut found: Vec<(f32, Vec<TokenLogProb>)> = Vec::with_capacity(read.len());

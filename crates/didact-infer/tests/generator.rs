@@ -241,6 +241,42 @@ fn scores_are_the_log_probabilities_that_generation_reports() {
 }
 
 #[test]
+fn what_scored_pairs_have_in_common_is_read_once_and_changes_no_score() {
+    let score = |generator: &LocalGenerator, pairs: &[(Prompt, Prompt)]| {
+        let mut scored = vec![None; pairs.len()];
+        let mut sink = |index: usize, result| scored[index] = Some(result);
+        generator.score(pairs, &mut sink, &Cancel::new()).expect("the generator works");
+        scored.into_iter().map(|s| s.expect("nothing was cancelled")).collect::<Vec<_>>()
+    };
+    // 40 tokens in common: two pages and a bit; another question, and one that is the beginning alone.
+    let beginning = "two and two are four; three and two are:";
+    let ids = |text: &str| Prompt::Ids(text.bytes().map(u32::from).collect());
+    let mut pairs: Vec<_> = (0..20).map(|i| (ids(beginning), ids(&format!(" {i}!")))).collect();
+    pairs.push((ids("one"), ids(" and")));
+    pairs.push((ids(&beginning[..32]), ids("x")));
+    pairs.push((ids(&beginning[..33]), ids("xy")));
+    let wanted: Vec<_> = pairs.iter().map(|pair| score(&generator(), std::slice::from_ref(pair)).remove(0)).collect();
+    let config = generator().engine().config().clone();
+    let (d, slots) = (config.head_dim, config.num_hidden_layers * config.num_key_value_heads);
+    let page = 16 * (d + d.next_multiple_of(16)) * slots * size_of::<f32>();
+    for (max_streams, max_batch_tokens, pages) in [(64, 2048, 1000), (3, 2048, 1000), (64, 10, 1000), (64, 2048, 4)] {
+        let options = Options { max_streams, max_batch_tokens, max_cache_bytes: pages * page, ..Options::default() };
+        let generator = generator_with("llama", 257, options);
+        assert_eq!(score(&generator, &pairs), wanted, "{options:?}");
+        // Each pair's own tokens, from the 33rd on, but for its last; the first one's beginning, the unlike pair, and the
+        // two pages less one token that are all of a beginning (its last token's scores are needed).
+        let own: usize = (0..20).map(|i| 8 + 1 + format!("{i}!").len() - 1).sum();
+        let read = 32 + own + (3 + 4 - 1) + 16 + (1 + 1);
+        assert_eq!(generator.engine().tokens_read(), read as u64, "{options:?}");
+    }
+    // What the memory cannot hold is refused, and the others are scored.
+    let generator = generator_with("llama", 257, Options { max_cache_bytes: 2 * page, ..Options::default() });
+    let scored = score(&generator, &pairs);
+    assert_eq!(scored[0], Err(RequestError::PromptTooLong { tokens: 42, context: 32 }));
+    assert_eq!(scored[20..22], wanted[20..22]);
+}
+
+#[test]
 fn an_option_of_zero_is_refused() {
     let options = Options { max_streams: 0, ..Options::default() };
     let error = LocalGenerator::new(weights("llama"), tokenizer(257), options).expect_err("no streams");

@@ -4,17 +4,11 @@
 mod common;
 
 use common::World;
-use didact_core::files;
-use std::path::Path;
 
 #[test]
 fn an_adapter_answers_as_the_merged_model_does() {
     let world = World::new();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/peft/llama");
-    files::create_dir_all(world.path("adapter")).unwrap();
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        files::copy_atomic(golden.join(name), world.path("adapter").join(name)).unwrap();
-    }
+    world.adapter("adapter");
     world.ok(&["model", "merge", "model", "adapter", "merged"]);
     let rows = |more: &[&str]| {
         let rest = ["--input", "rows.jsonl", "--max-tokens", "12"];
@@ -31,6 +25,8 @@ fn an_adapter_answers_as_the_merged_model_does() {
         // Twelve log-probabilities, each within 1e-4.
         assert!((got.as_f64().unwrap() - want.as_f64().unwrap()).abs() < 1.2e-3, "{got} for {want}");
     }
+    let little = rows(&["--model", "model", "--adapter", "adapter", "--max-cache-mib", "1"]);
+    assert_eq!(little[0]["ids"], with[0]["ids"]);
     // A row may name another one, or one that is not there.
     world.write(
         "rows.jsonl",

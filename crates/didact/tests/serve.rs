@@ -374,6 +374,61 @@ fn what_is_wrong_is_said_in_the_shape_of_the_api() {
 }
 
 #[test]
+fn adapters_are_models_of_their_own_or_answer_for_the_model() {
+    let world = world();
+    world.adapter("adapter");
+    let answer = |server: &Server, model: &str| {
+        let request = json!({"model": model, "prompt": "add 3", "max_tokens": 8, "temperature": 0, "logprobs": 0});
+        let answer = server.ok("completions", &request);
+        assert_eq!(answer["model"], model);
+        // Scores of a given text come from the adapter as well.
+        let read = json!({"model": model, "prompt": "add 3 is it", "max_tokens": 0, "echo": true, "logprobs": 0});
+        let read = server.ok("completions", &read);
+        (answer["choices"][0]["logprobs"].clone(), read["choices"][0]["logprobs"].clone())
+    };
+    let named = Server::start(&world, &["--adapter", "tuned=adapter"]);
+    let models: Value = serde_json::from_str(&named.get("/v1/models").text().unwrap()).unwrap();
+    assert_eq!((&models["data"][0]["id"], &models["data"][1]["id"]), (&json!("model"), &json!("tuned")));
+    assert_eq!(named.get("/v1/models/tuned").status(), 200);
+    let (base, tuned) = (answer(&named, "model"), answer(&named, "tuned"));
+    assert!(base.0 != tuned.0 && base.1 != tuned.1, "{base:?}");
+    let unknown = named.refused("completions", &json!({"model": "other", "prompt": "x"}), 404);
+    assert!(unknown["message"].as_str().unwrap().contains("`model`, `tuned`"), "{unknown}");
+    let plain = Server::start(&world, &[]);
+    assert_eq!(answer(&plain, "model"), base);
+    let alone = Server::start(&world, &["--adapter", "adapter"]);
+    assert_eq!(answer(&alone, "model"), tuned);
+    let two = ["serve", "--model", "model", "--adapter", "adapter", "--adapter", "model=adapter"];
+    assert!(world.refused(&two, 2).contains("two would answer for `model`"));
+    let two = ["serve", "--model", "model", "--adapter", "a=adapter", "--adapter", "a=adapter"];
+    assert!(world.refused(&two, 2).contains("two adapters are called `a`"));
+}
+
+#[test]
+fn a_served_model_scores_as_a_local_one_does() {
+    let world = world();
+    let server = Server::start(&world, &[]);
+    world.write(
+        "pairs.jsonl",
+        "{\"prompt\": \"add 1\", \"continuation\": \" is it\"}\n{\"prompt\": \"add 1\", \"continuation\": \"!\"}\n",
+    );
+    let local = world.json(&["score", "--model", "model", "--input", "pairs.jsonl"], 0);
+    let remote = ["score", "--endpoint", &server.url, "--model", "model", "--input", "pairs.jsonl"];
+    let kept = [&remote[..], &["--journal", "kept.jsonl"]].concat();
+    for paid in [2, 0] {
+        let scored = world.json(&kept, 0);
+        assert_eq!(scored["bill"]["paid"]["responses"], paid);
+        for i in 0..2 {
+            let (mine, theirs) = (&local["results"][i], &scored["results"][i]);
+            assert_eq!((&mine["tokens"], &mine["greedy"]), (&theirs["tokens"], &theirs["greedy"]));
+            let [mine, theirs] = [mine, theirs].map(|row| row["sum_logprob"].as_f64().unwrap());
+            // Sums of up to six f32 values, computed in passes of other shapes.
+            assert!((mine - theirs).abs() < 1e-4, "{mine} {theirs}");
+        }
+    }
+}
+
+#[test]
 fn models_health_and_metrics_tell_what_there_is() {
     let world = world();
     let server = Server::start(&world, &["--name", "tiny"]);

@@ -257,6 +257,17 @@ pub(super) fn scoring(
     Ok(body)
 }
 
+/// Whether the list of an echoed text ends with what was expected after the text, so that each log-probability is one of the
+/// distribution after its own token (<https://github.com/abetlen/llama-cpp-python/issues/1983>).
+fn is_shifted(choice: &Value, whole: &str, offsets: &[usize]) -> bool {
+    let written = choice["text"].as_str().and_then(|text| text.strip_prefix(whole)).unwrap_or_default();
+    let last = choice["logprobs"]["top_logprobs"].as_array().and_then(|list| list.last()?.as_object());
+    let best = last.into_iter().flatten().filter_map(|(token, p)| Some((token, p.as_f64()?)));
+    let best = best.max_by(|(_, a), (_, b)| a.total_cmp(b));
+    let is_of_the_text = offsets.last().is_some_and(|&last| last < whole.chars().count());
+    is_of_the_text && !written.is_empty() && best.is_some_and(|(token, _)| token == written)
+}
+
 /// The score of a continuation out of the response to [`scoring`].
 pub(super) fn score(prompt: &Prompt, continuation: &Prompt, response: &Value) -> Result<TokenLogProbs, String> {
     let list = &response["choices"][0]["logprobs"];
@@ -271,6 +282,9 @@ pub(super) fn score(prompt: &Prompt, continuation: &Prompt, response: &Value) ->
                 .as_array()
                 .map(|list| list.iter().filter_map(|o| Some(o.as_u64()? as usize)).collect());
             let offsets = offsets.filter(|offsets| offsets.len() == log_probs.len()).ok_or(of_the_prompt)?;
+            if is_shifted(&response["choices"][0], &format!("{first}{second}"), &offsets) {
+                return Err("the server's log-probabilities stand one token too early; it cannot score".into());
+            }
             let ends = |i: usize| offsets.get(i + 1).copied().unwrap_or(usize::MAX);
             let from = (0..offsets.len()).find(|&i| ends(i) > start).unwrap_or(offsets.len());
             let to = (from..offsets.len()).find(|&i| offsets[i] >= end).unwrap_or(offsets.len());
@@ -400,5 +414,10 @@ mod tests {
         let ids = score(&Prompt::Ids(vec![7, 8]), &Prompt::Ids(vec![9]), &response).expect("it scores");
         assert_eq!((ids.ids, ids.log_probs), (vec![9], vec![-2.0]));
         assert!(score(&text("a"), &text("b"), &json!({"choices": [{"text": "x"}]})).is_err());
+        // The last entry is of the text, but expects what was written after it.
+        let response = json!({"choices": [{"text": "ab c", "logprobs": {
+            "tokens": ["a", "b"], "token_logprobs": [null, -9.0], "text_offset": [0, 1],
+            "top_logprobs": [null, {" c": -0.1, "b": -9.0}]}}]});
+        assert!(score(&text("a"), &text("b"), &response).expect_err("it is not b's").contains("too early"));
     }
 }

@@ -1,6 +1,6 @@
 //! `didact chat`: a conversation in the terminal.
 
-use super::local::{ModelArgs, ModelFiles};
+use super::local::{ModelFiles, NamedAdapter};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
 use clap::Args;
@@ -25,8 +25,12 @@ Ctrl-C ends an answer; what was written of it stays. A line that ends in \\ goes
 /// Options of `didact chat`.
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A model directory, a .gguf file, or a name that `model pull` knows
+    #[arg(long, value_name = "PATH")]
+    model: String,
+    /// A LoRA adapter's directory, used beside the weights without merging
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<NamedAdapter>,
     /// A system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -59,15 +63,16 @@ pub(crate) fn run(args: &ChatArgs, global: &Global, output: &Output) -> anyhow::
         max_tokens: args.max_tokens.unwrap_or(1),
         seed: global.seed.unwrap_or_default(),
         log_probs: false,
+        adapter: args.adapter.as_ref().map(|adapter| adapter.name.clone()),
         ..Sampling::default()
     };
     didact_infer::check(&sampling).map_err(|error| usage(error.to_string(), "see `didact chat --help`"))?;
-    let files = ModelFiles::open(&args.model.model, output)?;
+    let files = ModelFiles::open(&args.model, output)?;
     if files.tokenizer().template().is_none() {
-        let message = format!("`{}` has no chat template", args.model.model);
+        let message = format!("`{}` has no chat template", args.model);
         return Err(usage(message, "continue texts with `didact generate --prompt`"));
     }
-    let model = files.load_with(args.model.adapter.as_deref(), global)?;
+    let model = files.load_beside(args.adapter.as_slice(), global)?;
     let scheduler = Scheduler::new(Arc::clone(&model), Options::default())?;
     let interrupt = Interrupt::watch()?;
     let system = args.system.as_deref().map(|text| Message::new(Role::System, text));

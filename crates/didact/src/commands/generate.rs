@@ -1,6 +1,6 @@
 //! `didact generate`: prompts in, text out.
 
-use super::local::{ModelFiles, NamedAdapter};
+use super::local::{DEFAULT_CACHE_MIB, ModelFiles, NamedAdapter, mebibytes};
 use super::remote::RemoteArgs;
 use super::sampling::{SamplingArgs, bad_row, rows, with_row};
 use crate::cli::Global;
@@ -69,6 +69,9 @@ pub(crate) struct GenerateArgs {
     /// Report as many likeliest alternatives of each token, too
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_logprobs: usize,
+    /// Most memory for keys and values, in MiB; prompts wait for it
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_CACHE_MIB, value_parser = clap::value_parser!(u64).range(1..))]
+    max_cache_mib: u64,
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -167,7 +170,8 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
     } else {
         // What is wrong with the command line is said once.
         model.samplers().prepare(&base).map_err(see_help)?;
-        let generator = LocalGenerator::with_model(model.clone(), Options::default())?;
+        let options = Options { max_cache_bytes: mebibytes(args.max_cache_mib), ..Options::default() };
+        let generator = LocalGenerator::with_model(model.clone(), options)?;
         generate(&generator, &mut printer, &cancel)?;
     }
     conclude(printer, started, None, &cancel)

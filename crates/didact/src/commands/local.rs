@@ -2,9 +2,8 @@
 
 use super::model::locate;
 use crate::cli::{Global, PrecisionOption};
-use crate::output::Output;
+use crate::output::{Output, usage};
 use burn::tensor::Device;
-use clap::Args;
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalModel};
 use didact_kernels::Precision;
@@ -13,17 +12,6 @@ use didact_model::{Checkpoint, Decoder};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-
-/// Which model, for commands that talk to one.
-#[derive(Debug, Args)]
-pub(crate) struct ModelArgs {
-    /// A model directory, a .gguf file, or a name that `model pull` knows
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: String,
-    /// A LoRA adapter's directory, folded in while loading
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
-}
 
 /// A model's files, opened and checked; its weights are not read yet.
 pub(crate) struct ModelFiles {
@@ -45,25 +33,29 @@ impl ModelFiles {
         &self.tokenizer
     }
 
-    /// Reads the weights and packs them, as bf16 if `--precision` says so, else as f32.
-    pub(crate) fn load(&self, global: &Global) -> anyhow::Result<Arc<LocalModel>> {
-        self.load_with(None, global)
-    }
-
-    /// As [`load`](Self::load), with a LoRA adapter folded in.
-    pub(crate) fn load_with(&self, adapter: Option<&Path>, global: &Global) -> anyhow::Result<Arc<LocalModel>> {
-        let mut decoder = Decoder::load(&self.checkpoint, &Device::flex())?;
-        if let Some(directory) = adapter {
-            Adapter::read(directory, self.checkpoint.config())?.attach(&mut decoder)?;
-        }
-        let weights = EngineWeights::from_decoder(&decoder);
-        drop(decoder);
+    /// Reads the weights, with a LoRA adapter folded in if one is given, and packs them: as bf16 if `--precision` says so,
+    /// else as f32.
+    pub(crate) fn load(&self, adapter: Option<&Path>, global: &Global) -> anyhow::Result<Arc<LocalModel>> {
+        let weights = if let Some(directory) = adapter {
+            let adapter = Adapter::read(directory, self.checkpoint.config())?;
+            let mut decoder = Decoder::load(&self.checkpoint, &Device::flex())?;
+            adapter.attach(&mut decoder)?;
+            EngineWeights::from_decoder(&decoder)
+        } else {
+            EngineWeights::from_checkpoint(&self.checkpoint)?
+        };
         Ok(Arc::new(LocalModel::new(weights, Arc::clone(&self.tokenizer), precision(global))?))
     }
 
     /// As [`load`](Self::load), with adapters beside the weights that requests may name.
     pub(crate) fn load_beside(&self, adapters: &[NamedAdapter], global: &Global) -> anyhow::Result<Arc<LocalModel>> {
         // What is wrong with an adapter is said before the weights are read.
+        for (i, NamedAdapter { name, .. }) in adapters.iter().enumerate() {
+            if adapters[..i].iter().any(|other| other.name == *name) {
+                let message = format!("two adapters are called `{name}`");
+                return Err(usage(message, "give each a name of its own: --adapter NAME=DIR"));
+            }
+        }
         let read = |named: &NamedAdapter| Adapter::read(&named.directory, self.checkpoint.config());
         let read = adapters.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let weights = EngineWeights::from_checkpoint(&self.checkpoint)?;
@@ -79,6 +71,8 @@ impl ModelFiles {
 #[derive(Debug, Clone)]
 pub(crate) struct NamedAdapter {
     pub(crate) name: String,
+    /// Whether the user has named it.
+    pub(crate) is_named: bool,
     directory: PathBuf,
 }
 
@@ -86,15 +80,27 @@ impl FromStr for NamedAdapter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, directory) = if let Some((name, directory)) = text.split_once('=') {
+        let given = text.split_once('=');
+        let (name, directory) = if let Some((name, directory)) = given {
             (name.to_owned(), PathBuf::from(directory))
         } else {
             let directory = PathBuf::from(text);
             let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
             (name.unwrap_or_else(|| text.to_owned()), directory)
         };
-        if name.is_empty() { Err("expected DIR or NAME=DIR".to_owned()) } else { Ok(Self { name, directory }) }
+        if name.is_empty() || directory.as_os_str().is_empty() {
+            return Err("expected DIR or NAME=DIR".to_owned());
+        }
+        Ok(Self { name, is_named: given.is_some(), directory })
     }
+}
+
+/// Default of `--max-cache-mib`.
+pub(crate) const DEFAULT_CACHE_MIB: u64 = 2048;
+
+/// So many MiB in bytes.
+pub(crate) fn mebibytes(count: u64) -> usize {
+    usize::try_from(count.saturating_mul(1 << 20)).unwrap_or(usize::MAX)
 }
 
 /// In what a model computes that is asked for text.

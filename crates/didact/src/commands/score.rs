@@ -1,6 +1,7 @@
 //! `didact score`: how likely given texts are.
 
 use super::local::ModelFiles;
+use super::remote::RemoteArgs;
 use super::sampling::{bad_row, rows};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
@@ -8,6 +9,7 @@ use crate::signals;
 use clap::Args;
 use didact_core::cancel::Cancel;
 use didact_core::generate::{Generator, Prompt, RequestError, TokenLogProbs};
+use didact_infer::remote::Bill;
 use didact_infer::{LocalGenerator, Options};
 use serde::Serialize;
 use serde_json::Value;
@@ -19,15 +21,23 @@ pub(crate) struct ScoreArgs {
     /// A model directory, a .gguf file, or a name that `model pull` knows
     #[arg(long, value_name = "PATH")]
     model: String,
+    /// A LoRA adapter's directory, folded in while loading
+    #[arg(long, value_name = "DIR", conflicts_with = "endpoint")]
+    adapter: Option<PathBuf>,
     /// Rows with `prompt` and `continuation`, both texts
     #[arg(long, value_name = "FILE.jsonl")]
     input: PathBuf,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 #[derive(Serialize)]
 struct Report {
     results: Vec<ScoreRow>,
     failed: usize,
+    /// What a server was asked for and what came from the journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bill: Option<Bill>,
 }
 
 #[derive(Serialize)]
@@ -49,7 +59,7 @@ impl ScoreRow {
         let (sum_logprob, tokens, greedy, error) = match scored {
             Ok(scored) => {
                 let sum = scored.log_probs.iter().fold(0.0, |sum, &p| sum + f64::from(p));
-                (Some(sum), scored.ids.len(), Some(scored.is_greedy), None)
+                (Some(sum), scored.log_probs.len(), Some(scored.is_greedy), None)
             }
             Err(error) => (None, 0, None, Some(error.to_string())),
         };
@@ -60,7 +70,6 @@ impl ScoreRow {
 const ROW: &str = "a row is {\"prompt\": \"...\", \"continuation\": \"...\"}";
 
 pub(crate) fn run(args: &ScoreArgs, global: &Global, output: &Output) -> anyhow::Result<Status> {
-    let files = ModelFiles::open(&args.model, output)?;
     let mut pairs = Vec::new();
     for (number, row) in rows(&args.input, ROW)? {
         let text = |key: &str| match row.get(key) {
@@ -70,9 +79,25 @@ pub(crate) fn run(args: &ScoreArgs, global: &Global, output: &Output) -> anyhow:
         };
         pairs.push((text("prompt")?, text("continuation")?));
     }
-    let generator = LocalGenerator::with_model(files.load(global)?, Options::default())?;
     let cancel = Cancel::new();
+    if let Some(generator) = args.remote.generator(&args.model, true, global.seed.unwrap_or_default())? {
+        signals::watch(&cancel)?;
+        return score(&generator, &pairs, || Some(generator.bill()), &cancel, output);
+    }
+    let model = ModelFiles::open(&args.model, output)?.load(args.adapter.as_deref(), global)?;
     signals::watch(&cancel)?;
+    let generator = LocalGenerator::with_model(model, Options::default())?;
+    score(&generator, &pairs, || None, &cancel, output)
+}
+
+/// Scores the pairs and prints what comes.
+fn score(
+    generator: &impl Generator,
+    pairs: &[(Prompt, Prompt)],
+    bill: impl FnOnce() -> Option<Bill>,
+    cancel: &Cancel,
+    output: &Output,
+) -> anyhow::Result<Status> {
     let mut scored = vec![None; pairs.len()];
     let mut printed = 0;
     let mut sink = |index: usize, result: Result<TokenLogProbs, RequestError>| {
@@ -84,7 +109,7 @@ pub(crate) fn run(args: &ScoreArgs, global: &Global, output: &Output) -> anyhow:
             printed += 1;
         }
     };
-    generator.score(&pairs, &mut sink, &cancel)?;
+    generator.score(pairs, &mut sink, cancel)?;
     let there = scored.iter().enumerate().filter_map(|(index, result)| Some((index, result.as_ref()?)));
     let results: Vec<ScoreRow> = there.map(|(index, result)| ScoreRow::new(index, result.as_ref())).collect();
     let failed = results.iter().filter(|row| row.error.is_some()).count();
@@ -97,7 +122,7 @@ pub(crate) fn run(args: &ScoreArgs, global: &Global, output: &Output) -> anyhow:
         output.warn(&format!("row {} was not scored: {reason}", index + 1));
     }
     if output.is_json() {
-        output.result(&Report { results, failed }, String::new)?;
+        output.result(&Report { results, failed, bill: bill() }, String::new)?;
     }
     Ok(if cancel.is_cancelled() {
         output.note("stopped; the scores so far are printed");

@@ -1,9 +1,9 @@
 //! `didact serve`: an OpenAI-compatible server.
 
-use super::local::{ModelArgs, ModelFiles};
+use super::local::{DEFAULT_CACHE_MIB, ModelFiles, NamedAdapter, mebibytes};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
-use crate::serve::{ServeOptions, serve};
+use crate::serve::{Names, ServeOptions, serve};
 use crate::signals;
 use clap::Args;
 use didact_core::cancel::Cancel;
@@ -15,8 +15,13 @@ use std::time::Duration;
 /// Options of `didact serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A model directory, a .gguf file, or a name that `model pull` knows
+    #[arg(long, value_name = "PATH")]
+    model: String,
+    /// A LoRA adapter, used beside the weights without merging; may be given several times: NAME=DIR answers to requests
+    /// for the model NAME, DIR alone to those for the model itself
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<NamedAdapter>,
     /// The model's name in the API [default: the last part of --model]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -35,6 +40,9 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait beside those; more are turned away with status 429
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_queue: usize,
+    /// Most memory for keys and values of requests under way, in MiB; requests wait for it
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_CACHE_MIB, value_parser = clap::value_parser!(u64).range(1..))]
+    max_cache_mib: u64,
     /// Largest body of a request
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     max_request_bytes: usize,
@@ -62,11 +70,22 @@ pub(crate) fn run(args: &ServeArgs, global: &Global, output: &Output) -> anyhow:
             }
         },
     };
-    let last_part = Path::new(&args.model.model).file_stem().map(|name| name.to_string_lossy().into_owned());
+    let last_part = Path::new(&args.model).file_stem().map(|name| name.to_string_lossy().into_owned());
+    let name = args.name.clone().or(last_part).unwrap_or_else(|| args.model.clone());
+    let mut names = Names { model: name, adapter: None, adapters: Vec::new() };
+    for adapter in &args.adapter {
+        let name = adapter.name.clone();
+        if adapter.is_named && name != names.model {
+            names.adapters.push(name);
+        } else if names.adapter.replace(name).is_some() {
+            let message = format!("--adapter: two would answer for `{}`", names.model);
+            return Err(usage(message, "give each a name of its own: --adapter NAME=DIR"));
+        }
+    }
     let options = ServeOptions {
         host: args.host.clone(),
         port: args.port,
-        name: args.name.clone().or(last_part).unwrap_or_else(|| args.model.model.clone()),
+        names,
         key,
         max_concurrent: args.max_concurrent.get(),
         max_queue: args.max_queue,
@@ -74,9 +93,13 @@ pub(crate) fn run(args: &ServeArgs, global: &Global, output: &Output) -> anyhow:
         timeout: Duration::from_secs_f64(args.timeout),
         shutdown_timeout: Duration::from_secs_f64(args.shutdown_timeout),
         seed: global.seed,
-        infer: Options { max_streams: args.max_concurrent.get(), ..Options::default() },
+        infer: Options {
+            max_streams: args.max_concurrent.get(),
+            max_cache_bytes: mebibytes(args.max_cache_mib),
+            ..Options::default()
+        },
     };
-    let model = ModelFiles::open(&args.model.model, output)?.load_with(args.model.adapter.as_deref(), global)?;
+    let model = ModelFiles::open(&args.model, output)?.load_beside(&args.adapter, global)?;
     let cancel = Cancel::new();
     signals::watch(&cancel)?;
     serve(model, options, &cancel, output)?;

@@ -44,8 +44,9 @@ impl ApiError {
         Self { code: Some("unsupported_value"), ..Self::invalid(param, message) }
     }
 
-    pub(super) fn no_such_model(asked: &str, served: &str) -> Self {
-        let message = format!("there is no model `{asked}`; this server has `{served}`");
+    pub(super) fn no_such_model<'a>(asked: &str, served: impl Iterator<Item = &'a str>) -> Self {
+        let served: Vec<String> = served.map(|name| format!("`{name}`")).collect();
+        let message = format!("there is no model `{asked}`; this server has {}", served.join(", "));
         Self {
             param: Some("model".into()),
             code: Some("model_not_found"),

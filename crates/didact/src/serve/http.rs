@@ -1,5 +1,6 @@
 //! From an HTTP request to its response: who may ask, how much, where it goes.
 
+use super::Names;
 use super::answer::{EventWriter, Frame, Scores};
 use super::error::ApiError;
 use super::metrics::Metrics;
@@ -49,7 +50,7 @@ pub(super) struct App {
     model: Arc<LocalModel>,
     worker: Worker,
     metrics: Arc<Metrics>,
-    name: String,
+    names: Names,
     /// Of the key: hashes are compared in the same time wherever they differ.
     key: Option<blake3::Hash>,
     limits: Limits,
@@ -104,7 +105,7 @@ impl App {
         model: Arc<LocalModel>,
         worker: Worker,
         metrics: Arc<Metrics>,
-        name: String,
+        names: Names,
         key: Option<&str>,
         limits: Limits,
     ) -> Self {
@@ -113,7 +114,7 @@ impl App {
             model,
             worker,
             metrics,
-            name,
+            names,
             key: key.map(|key| blake3::hash(key.as_bytes())),
             limits,
             slots: Arc::new(Semaphore::new(limits.max_concurrent)),
@@ -220,26 +221,29 @@ impl App {
             "/health" if self.is_stopping.load(Ordering::Relaxed) => Err(ApiError::stopping()),
             "/health" => Ok(json_reply(StatusCode::OK, &json!({"status": "ok"}))),
             "/metrics" => Ok(reply(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.text().into())),
-            "/v1/models" => Ok(json_reply(StatusCode::OK, &json!({"object": "list", "data": [self.card()]}))),
+            "/v1/models" => Ok(json_reply(
+                StatusCode::OK,
+                &json!({"object": "list", "data": self.names.all().map(|name| self.card(name)).collect::<Vec<_>>()}),
+            )),
             "/v1/embeddings" => {
-                let message = format!("`{}` generates text and makes no embeddings", self.name);
+                let message = format!("`{}` generates text and makes no embeddings", self.names.model);
                 Err(ApiError::unsupported("model", message))
             }
             "/v1/completions" => self.generate(request, request::completions).await,
             "/v1/chat/completions" => self.generate(request, request::chat).await,
             path => {
                 let name = path.trim_start_matches("/v1/models/");
-                if name == self.name {
-                    Ok(json_reply(StatusCode::OK, &self.card()))
+                if self.names.all().any(|known| known == name) {
+                    Ok(json_reply(StatusCode::OK, &self.card(name)))
                 } else {
-                    Err(ApiError::no_such_model(name, &self.name))
+                    Err(ApiError::no_such_model(name, self.names.all()))
                 }
             }
         }
     }
 
-    fn card(&self) -> Value {
-        json!({"id": self.name, "object": "model", "created": self.created, "owned_by": "didact"})
+    fn card(&self, name: &str) -> Value {
+        json!({"id": name, "object": "model", "created": self.created, "owned_by": "didact"})
     }
 
     /// A place to work in, perhaps after waiting.
@@ -276,7 +280,7 @@ impl App {
         // Rendering and tokenising a long conversation takes milliseconds, in which others go on.
         let job = tokio::task::spawn_blocking(move || {
             let seed = app.seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            understand(&body, &Context { model: &app.model, name: &app.name, seed })
+            understand(&body, &Context { model: &app.model, names: &app.names, seed })
         });
         let job = job
             .await
@@ -320,7 +324,7 @@ impl App {
             tokenizer: self.model.tokenizer(),
             id: format!("{prefix}-{id}"),
             created: now(),
-            model: &self.name,
+            model: &job.model,
         }
     }
 }

@@ -17,6 +17,7 @@ mod worker;
 use crate::output::Output;
 use didact_core::cancel::Cancel;
 use didact_infer::{LocalModel, Options};
+use error::ApiError;
 use http::{App, Limits};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -40,14 +41,39 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Connections beside those that a request is worked on or waits for.
 const SPARE_CONNECTIONS: usize = 128;
 
+/// What requests call the model and its adapters.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) model: String,
+    /// The adapter that answers for the model itself, by its name in the [`LocalModel`].
+    pub(crate) adapter: Option<String>,
+    /// Adapters that are asked for as models of their own names.
+    pub(crate) adapters: Vec<String>,
+}
+
+impl Names {
+    /// All models there are, the one itself first.
+    fn all(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&*self.model).chain(self.adapters.iter().map(String::as_str))
+    }
+
+    /// The adapter of the model that is asked for, if it has one.
+    fn adapter_of(&self, model: &str) -> Result<Option<&str>, ApiError> {
+        if model == self.model {
+            return Ok(self.adapter.as_deref());
+        }
+        let found = self.adapters.iter().find(|name| *name == model);
+        found.map(|name| Some(name.as_str())).ok_or_else(|| ApiError::no_such_model(model, self.all()))
+    }
+}
+
 /// What the server is and allows.
 #[derive(Debug, Clone)]
 pub(crate) struct ServeOptions {
     pub(crate) host: String,
     /// 0 lets the system choose.
     pub(crate) port: u16,
-    /// The model's name in the API.
-    pub(crate) name: String,
+    pub(crate) names: Names,
     /// What clients must send.
     pub(crate) key: Option<String>,
     /// Requests that are worked on at a time.
@@ -104,10 +130,10 @@ pub(crate) fn serve(
             timeout: options.timeout,
         };
         let is_open = options.key.is_none() && address.ip().is_loopback();
-        let app = App::new(model, worker, metrics, options.name.clone(), options.key.as_deref(), limits)
+        let app = App::new(model, worker, metrics, options.names.clone(), options.key.as_deref(), limits)
             .with_seed(options.seed)
             .guarded(is_open);
-        let listening = Listening { url: format!("http://{address}/v1"), model: options.name.clone() };
+        let listening = Listening { url: format!("http://{address}/v1"), model: options.names.model.clone() };
         output.result(&listening, || format!("`{}` at {}", listening.model, listening.url))?;
         let most = options.max_concurrent + options.max_queue + SPARE_CONNECTIONS;
         accept(listener, Arc::new(app), most, options.shutdown_timeout, cancel, output).await;

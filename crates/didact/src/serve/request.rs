@@ -1,5 +1,6 @@
 //! What a client asks for, as requests to the model.
 
+use super::Names;
 use super::error::ApiError;
 use super::fields::{Fields, id};
 use super::tools::Tools;
@@ -55,8 +56,7 @@ const COMPLETION_FIELDS: [&str; 6] = ["prompt", "echo", "logprobs", "suffix", "b
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context<'a> {
     pub(super) model: &'a LocalModel,
-    /// The model's name in the API.
-    pub(super) name: &'a str,
+    pub(super) names: &'a Names,
     /// For requests without a seed.
     pub(super) seed: u64,
 }
@@ -80,6 +80,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Job {
     pub(super) kind: Kind,
+    /// The model's name in the API.
+    pub(super) model: String,
     /// One per prompt, as token ids.
     pub(super) requests: Vec<Request>,
     /// Tokens of all prompts.
@@ -97,7 +99,7 @@ pub(super) struct Job {
 /// Reads a request for chat completions.
 pub(super) fn chat(body: &[u8], context: &Context<'_>) -> Result<Job, ApiError> {
     let mut fields = Fields::read(body)?;
-    check_model(&mut fields, context)?;
+    let (model, adapter) = model(&mut fields, context)?;
     let (is_stream, includes_usage) = streaming(&mut fields)?;
     let messages = fields.list("messages")?.ok_or_else(|| missing("messages"))?;
     let messages = messages.iter().enumerate().map(|(i, m)| message(i, m)).collect::<Result<Vec<_>, _>>()?;
@@ -115,7 +117,7 @@ pub(super) fn chat(body: &[u8], context: &Context<'_>) -> Result<Job, ApiError> 
         }
         (new, old) => new.or(old),
     };
-    let mut sampling = sampling(&mut fields, context)?;
+    let mut sampling = Sampling { adapter, ..sampling(&mut fields, context)? };
     sampling.log_probs = fields.flag("logprobs")?.unwrap_or(false);
     sampling.top_log_probs = fields.count("top_logprobs")?.unwrap_or(0);
     if sampling.top_log_probs > 0 && !sampling.log_probs {
@@ -137,6 +139,7 @@ pub(super) fn chat(body: &[u8], context: &Context<'_>) -> Result<Job, ApiError> 
     check(&sampling, context)?;
     Ok(Job {
         kind: Kind::Chat { tools },
+        model,
         prompt_tokens: ids.len(),
         n: sampling.n,
         wants_log_probs: sampling.log_probs,
@@ -150,10 +153,10 @@ pub(super) fn chat(body: &[u8], context: &Context<'_>) -> Result<Job, ApiError> 
 /// Reads a request for completions.
 pub(super) fn completions(body: &[u8], context: &Context<'_>) -> Result<Job, ApiError> {
     let mut fields = Fields::read(body)?;
-    check_model(&mut fields, context)?;
+    let (model, adapter) = model(&mut fields, context)?;
     let (is_stream, includes_usage) = streaming(&mut fields)?;
     let prompts = prompts(&mut fields)?;
-    let mut sampling = sampling(&mut fields, context)?;
+    let mut sampling = Sampling { adapter, ..sampling(&mut fields, context)? };
     sampling.max_tokens = fields.count("max_tokens")?.unwrap_or(COMPLETION_TOKENS);
     let alternatives = fields.count("logprobs")?;
     sampling.log_probs = alternatives.is_some();
@@ -193,6 +196,7 @@ pub(super) fn completions(body: &[u8], context: &Context<'_>) -> Result<Job, Api
     let tokens = |request: &Request| if let Prompt::Ids(ids) = &request.prompt { ids.len() } else { 0 };
     Ok(Job {
         kind: Kind::Text { echo: is_echo.then_some(echoes) },
+        model,
         prompt_tokens: requests.iter().map(tokens).sum(),
         n: sampling.n,
         wants_log_probs: sampling.log_probs,
@@ -207,11 +211,12 @@ fn missing(field: &str) -> ApiError {
     ApiError::invalid(field, format!("`{field}` is missing"))
 }
 
-fn check_model(fields: &mut Fields, context: &Context<'_>) -> Result<(), ApiError> {
-    match fields.text("model")? {
-        Some(name) if name != context.name => Err(ApiError::no_such_model(&name, context.name)),
-        _ => Ok(()),
-    }
+/// The model that is asked for, and its adapter; without a name it is the model itself.
+fn model(fields: &mut Fields, context: &Context<'_>) -> Result<(String, Option<String>), ApiError> {
+    let names = context.names;
+    let name = fields.text("model")?.unwrap_or_else(|| names.model.clone());
+    let adapter = names.adapter_of(&name)?.map(str::to_owned);
+    Ok((name, adapter))
 }
 
 fn streaming(fields: &mut Fields) -> Result<(bool, bool), ApiError> {

@@ -55,6 +55,15 @@ impl World {
         world
     }
 
+    /// Puts a LoRA adapter of the model there.
+    pub(crate) fn adapter(&self, name: &str) {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/peft/llama");
+        files::create_dir_all(self.path(name)).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            files::copy_atomic(golden.join(file), self.path(name).join(file)).unwrap();
+        }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
