@@ -13,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu lint interop interop-weights interop-server bench bench-train bench-kernels asan miri
+.PHONY: help demo test test-model test-wgpu lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -60,11 +60,18 @@ interop-weights: ## models and adapters, loaded by transformers and peft (needs 
 	$(CARGO) test --workspace --locked --no-run
 	python3 tests/interop/run.py target/debug/didact
 
-interop-server: ## the server, spoken to by the openai client (installed under target) and curl
-	$(CARGO) test --workspace --locked --no-run
+# Short waits: who has no way to PyPI is told so soon.
+interop-venv:
 	python3 -m venv target/interop-venv
-	target/interop-venv/bin/pip install --quiet --disable-pip-version-check openai==3.57.0
+	target/interop-venv/bin/pip install --quiet --disable-pip-version-check --timeout 10 --retries 1 openai==3.57.0
+
+interop-server: interop-venv ## the server, spoken to by the openai client (installed under target) and curl
+	$(CARGO) test --workspace --locked --no-run
 	target/interop-venv/bin/python tests/interop/openai_client.py target/debug/didact
+
+interop-llama: ## Didact asks llama_cpp.server (PYTHON with 'llama-cpp-python[server]', GGUF=model.gguf)
+	$(CARGO) build --release --locked --bin didact
+	$(PYTHON) tests/interop/llama_server.py $(DIDACT) $(GGUF)
 
 # Both need a nightly compiler: rustup toolchain install nightly --component miri,rust-src
 NIGHTLY ?= +nightly

@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 
-from results import HERE, ROOT, commit, load, load_average, replace_section, save
+from results import BUSY, ROOT, commit, load, load_average, others, replace_section, save
 
 # Case: what is measured, streams, prompt tokens, new tokens, least ratio.
 CASES = {
@@ -82,8 +82,10 @@ def report(records):
     lines = [
         "## Generation",
         "",
-        "`python bench/decode.py`: SmolLM2-135M, bf16 weights, tokens per second; `decode-32` is 32 streams of 32 + 64 tokens,",
-        "`decode-1` one of them, `prefill-512` a prompt of 512 tokens. Medians of pairs that took turns (lowest-highest).",
+        "`python bench/decode.py`: SmolLM2-135M, bf16 weights on both sides, tokens per second; `decode-32` is 32 streams of",
+        "32 + 64 tokens, `decode-1` one of them, `prefill-512` a prompt of 512 tokens. Medians of pairs that took turns",
+        "(lowest-highest); a ratio is the median of the pairs' ratios. *Others* is the share of the machine that other programs",
+        "had in the seconds before; more than 5 % is not idle.",
         "",
         "| case | Didact | llama.cpp | ratio | target | pairs | when, what |",
         "|---|---|---|---|---|---|---|",
@@ -94,7 +96,8 @@ def report(records):
         ratios = [d / l for d, l in zip(didact, llama)]
         lines.append(
             f"| {name} | {spread(didact, 0)} | {spread(llama, 0)} | {spread(ratios, 2)} | {target} | {len(ratios)} | "
-            f"{record['date']}, {record['commit']}, {record['machine']}, load before {record['load_before']:.2f} |"
+            f"{record['date']}, {record['commit']}, {record['machine']}, others {record['others_before']:.0%}"
+            f"{'' if record['others_before'] < BUSY else ' (not idle)'}, load {record['load_before']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -109,6 +112,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--didact", default=str(ROOT / "target" / "release" / "didact"))
+    parser.add_argument("--commit", default=commit(), help="what the program was built from [this repository's]")
     arguments = parser.parse_args()
     everything = load()
     records = everything.setdefault("decode", {})
@@ -117,7 +121,8 @@ def main():
         record = {
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "load_before": load_average(),
-            "commit": commit(),
+            "others_before": others(),
+            "commit": arguments.commit,
             "machine": f"{processor()}, {arguments.threads} threads",
             "didact": [],
             "llama": [],
