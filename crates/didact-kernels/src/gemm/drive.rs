@@ -119,8 +119,10 @@ pub(super) fn multiply_packing(plan: &Plan, c: &Output, k: usize, a: Words, b: &
         return false;
     }
     let across = COLUMNS / plan.b_width;
-    run_tasks(threads, a_panels.div_ceil(down), |task| {
-        let range = task * down..a_panels.min((task + 1) * down);
+    let tasks = a_panels.div_ceil(down);
+    run_tasks(threads, tasks, |task| {
+        // Shares that differ by one panel at most.
+        let range = task * a_panels / tasks..(task + 1) * a_panels / tasks;
         let row = range.start * plan.a_width;
         let rows = (c.m - row).min(range.len() * plan.a_width);
         with_scratch(range.len() * plan.a_width * words, |panels| {

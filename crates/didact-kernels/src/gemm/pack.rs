@@ -241,20 +241,28 @@ pub(super) fn pack_lines(
     }
 }
 
+/// Words that a panel gets before the next one has its turn: whole cache lines, since panels are often so far apart that
+/// their lines push each other out of the cache.
+const TURN: usize = 8;
+
 /// A stretch in f32, in panels of `W` lanes.
 fn copy_lines<const W: usize>(panels: &mut [&mut [f32]], source: Words, lanes: usize, steps: usize) {
-    for step in 0..steps {
-        let from = &source.data[step * source.k_stride..][..lanes];
-        let (whole, rest) = from.as_chunks::<W>();
-        let (full, partial) = panels.split_at_mut(whole.len());
-        for (from, panel) in whole.iter().zip(full) {
-            panel[step * W..][..W].copy_from_slice(from);
-        }
-        // The last panel's lanes, and zeros for those that do not exist.
-        if let Some(panel) = partial.first_mut() {
-            let to = &mut panel[step * W..][..W];
-            to[..rest.len()].copy_from_slice(rest);
-            to[rest.len()..].fill(0.0);
+    for first in (0..steps).step_by(TURN) {
+        for (index, panel) in panels.iter_mut().enumerate() {
+            let lane = index * W;
+            let there = W.min(lanes - lane);
+            for step in first..steps.min(first + TURN) {
+                let from = &source.data[step * source.k_stride + lane..][..there];
+                let to = &mut panel[step * W..][..W];
+                match from.first_chunk::<W>() {
+                    Some(from) => to.copy_from_slice(from),
+                    None => {
+                        // The last panel's lanes, and zeros for those that do not exist.
+                        to[..there].copy_from_slice(from);
+                        to[there..].fill(0.0);
+                    }
+                }
+            }
         }
     }
 }
@@ -354,7 +362,7 @@ pub(crate) fn round_to_bf16(x: f32) -> f32 {
 mod pairs {
     //! Panels of bf16 pairs, with AVX-512 and its bf16 conversions.
 
-    use super::{LANES, Words};
+    use super::{LANES, TURN, Words};
     use crate::level::Level;
     use crate::simd::x86::{first_lanes, interleave, transpose};
     use std::arch::x86_64::{
@@ -398,23 +406,26 @@ mod pairs {
     /// Besides the features: `source` must hold `steps` steps of `lanes` lanes, and each panel their words.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn lines(panels: &mut [&mut [f32]], width: usize, source: Words, lanes: usize, steps: usize) {
-        for word in 0..steps.div_ceil(2) {
-            let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
-            let later = earlier.wrapping_add(source.k_stride);
-            let has_later = 2 * word + 1 < steps;
+        let words = steps.div_ceil(2);
+        for first in (0..words).step_by(TURN) {
             for (index, panel) in panels.iter_mut().enumerate() {
-                let to = panel.as_mut_ptr().wrapping_add(word * width);
-                for lane0 in (0..width).step_by(LANES) {
-                    let lane = index * width + lane0;
-                    let stored = LANES.min(width - lane0);
-                    let there = first_lanes(lanes.saturating_sub(lane).min(stored));
-                    let later_there = if has_later { there } else { 0 };
-                    // SAFETY: the masks admit only lanes and words that exist, as promised.
-                    unsafe {
-                        let near = _mm512_maskz_loadu_ps(there, earlier.wrapping_add(lane));
-                        let far = _mm512_maskz_loadu_ps(later_there, later.wrapping_add(lane));
-                        let pair = interleave(near, far);
-                        _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
+                for word in first..words.min(first + TURN) {
+                    let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
+                    let later = earlier.wrapping_add(source.k_stride);
+                    let has_later = 2 * word + 1 < steps;
+                    let to = panel.as_mut_ptr().wrapping_add(word * width);
+                    for lane0 in (0..width).step_by(LANES) {
+                        let lane = index * width + lane0;
+                        let stored = LANES.min(width - lane0);
+                        let there = first_lanes(lanes.saturating_sub(lane).min(stored));
+                        let later_there = if has_later { there } else { 0 };
+                        // SAFETY: the masks admit only lanes and words that exist, as promised.
+                        unsafe {
+                            let near = _mm512_maskz_loadu_ps(there, earlier.wrapping_add(lane));
+                            let far = _mm512_maskz_loadu_ps(later_there, later.wrapping_add(lane));
+                            let pair = interleave(near, far);
+                            _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
+                        }
                     }
                 }
             }
