@@ -52,6 +52,11 @@ impl Plan {
     pub(super) fn words(&self, k: usize) -> usize {
         if self.format == Format::Bf16Pair { k.div_ceil(2) } else { k }
     }
+
+    /// The step of k at which a word begins.
+    pub(super) fn step(&self, word: usize) -> usize {
+        if self.format == Format::Bf16Pair { 2 * word } else { word }
+    }
 }
 
 /// How many lanes to pack at a time so that about `floats` are packed: whole panels, at least one.
@@ -220,14 +225,17 @@ pub(super) fn pack_lines(
             pairs::pack_lines(&mut panels, width, source, lanes, steps);
             return;
         }
-        match width {
-            4 => copy_lines::<4>(&mut panels, source, lanes, steps),
-            6 => copy_lines::<6>(&mut panels, source, lanes, steps),
-            12 => copy_lines::<12>(&mut panels, source, lanes, steps),
-            16 => copy_lines::<16>(&mut panels, source, lanes, steps),
-            32 => copy_lines::<32>(&mut panels, source, lanes, steps),
-            _ => unreachable!("panels of {width} lanes"),
+        macro_rules! copy {
+            ($($width:literal)*) => {
+                match width {
+                    $($width => {
+                        dispatch(plan.level, CopyLines::<$width> { panels: &mut panels, source, lanes, steps });
+                    })*
+                    _ => unreachable!("panels of {width} lanes"),
+                }
+            };
         }
+        copy!(4 6 12 16 32);
         if plan.format == Format::F32RoundedToBf16 {
             for panel in panels {
                 dispatch(plan.level, RoundToBf16(panel));
@@ -246,20 +254,33 @@ pub(super) fn pack_lines(
 const TURN: usize = 8;
 
 /// A stretch in f32, in panels of `W` lanes.
-fn copy_lines<const W: usize>(panels: &mut [&mut [f32]], source: Words, lanes: usize, steps: usize) {
-    for first in (0..steps).step_by(TURN) {
-        for (index, panel) in panels.iter_mut().enumerate() {
-            let lane = index * W;
-            let there = W.min(lanes - lane);
-            for step in first..steps.min(first + TURN) {
-                let from = &source.data[step * source.k_stride + lane..][..there];
-                let to = &mut panel[step * W..][..W];
-                match from.first_chunk::<W>() {
-                    Some(from) => to.copy_from_slice(from),
-                    None => {
-                        // The last panel's lanes, and zeros for those that do not exist.
-                        to[..there].copy_from_slice(from);
-                        to[there..].fill(0.0);
+struct CopyLines<'a, 'b, const W: usize> {
+    panels: &'a mut [&'b mut [f32]],
+    source: Words<'a>,
+    lanes: usize,
+    steps: usize,
+}
+
+impl<const W: usize> Kernel for CopyLines<'_, '_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { panels, source, lanes, steps } = self;
+        for first in (0..steps).step_by(TURN) {
+            for (index, panel) in panels.iter_mut().enumerate() {
+                let lane = index * W;
+                let there = W.min(lanes - lane);
+                for step in first..steps.min(first + TURN) {
+                    let from = &source.data[step * source.k_stride + lane..][..there];
+                    let to = &mut panel[step * W..][..W];
+                    match from.first_chunk::<W>() {
+                        Some(from) => to.copy_from_slice(from),
+                        None => {
+                            // The last panel's lanes, and zeros for those that do not exist.
+                            to[..there].copy_from_slice(from);
+                            to[there..].fill(0.0);
+                        }
                     }
                 }
             }
