@@ -274,14 +274,13 @@ impl<const W: usize> Kernel for CopyLines<'_, '_, W> {
                 for step in first..steps.min(first + TURN) {
                     let from = &source.data[step * source.k_stride + lane..][..there];
                     let to = &mut panel[step * W..][..W];
-                    match from.first_chunk::<W>() {
-                        Some(from) => to.copy_from_slice(from),
-                        None => {
-                            // The last panel's lanes, and zeros for those that do not exist.
-                            to[..there].copy_from_slice(from);
-                            to[there..].fill(0.0);
-                        }
+                    if let Some(from) = from.first_chunk::<W>() {
+                        to.copy_from_slice(from);
+                        continue;
                     }
+                    // The last panel's lanes, and zeros for those that do not exist.
+                    to[..there].copy_from_slice(from);
+                    to[there..].fill(0.0);
                 }
             }
         }
@@ -387,7 +386,8 @@ mod pairs {
     use crate::level::Level;
     use crate::simd::x86::{first_lanes, interleave, transpose};
     use std::arch::x86_64::{
-        __m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
+        __m512, __m512bh, __mmask16, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+        _mm512_setzero_ps,
     };
 
     /// Packs one panel.
@@ -429,24 +429,31 @@ mod pairs {
     unsafe fn lines(panels: &mut [&mut [f32]], width: usize, source: Words, lanes: usize, steps: usize) {
         let words = steps.div_ceil(2);
         for first in (0..words).step_by(TURN) {
+            let last = words.min(first + TURN);
+            // The last word of an odd number of steps has no later step: no lane of it is there.
+            let whole = last.min(steps / 2);
             for (index, panel) in panels.iter_mut().enumerate() {
-                for word in first..words.min(first + TURN) {
-                    let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
-                    let later = earlier.wrapping_add(source.k_stride);
-                    let has_later = 2 * word + 1 < steps;
-                    let to = panel.as_mut_ptr().wrapping_add(word * width);
-                    for lane0 in (0..width).step_by(LANES) {
-                        let lane = index * width + lane0;
-                        let stored = LANES.min(width - lane0);
-                        let there = first_lanes(lanes.saturating_sub(lane).min(stored));
-                        let later_there = if has_later { there } else { 0 };
+                for lane0 in (0..width).step_by(LANES) {
+                    let lane = index * width + lane0;
+                    let lanes_stored = LANES.min(width - lane0);
+                    let stored = first_lanes(lanes_stored);
+                    let there = first_lanes(lanes.saturating_sub(lane).min(lanes_stored));
+                    let from = source.data.as_ptr().wrapping_add(lane);
+                    let to = panel.as_mut_ptr().wrapping_add(lane0);
+                    let put = |word: usize, later: __mmask16| {
+                        let earlier = from.wrapping_add(2 * word * source.k_stride);
                         // SAFETY: the masks admit only lanes and words that exist, as promised.
                         unsafe {
-                            let near = _mm512_maskz_loadu_ps(there, earlier.wrapping_add(lane));
-                            let far = _mm512_maskz_loadu_ps(later_there, later.wrapping_add(lane));
-                            let pair = interleave(near, far);
-                            _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
+                            let near = _mm512_maskz_loadu_ps(there, earlier);
+                            let far = _mm512_maskz_loadu_ps(later, earlier.wrapping_add(source.k_stride));
+                            _mm512_mask_storeu_ps(to.wrapping_add(word * width), stored, interleave(near, far));
                         }
+                    };
+                    for word in first..whole {
+                        put(word, there);
+                    }
+                    if whole < last {
+                        put(whole, 0);
                     }
                 }
             }
