@@ -29,6 +29,7 @@ pub mod embedding;
 pub mod gemm;
 mod level;
 pub mod low_rank;
+mod memory;
 pub mod norm;
 pub mod random;
 pub mod reduce;
@@ -42,3 +43,4 @@ pub mod vector;
 pub mod vectorize;
 
 pub use level::{Level, LevelError, Precision, VARIABLE, init_level, level, parse_level};
+pub use memory::LargePages;

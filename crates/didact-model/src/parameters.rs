@@ -166,6 +166,11 @@ impl ParameterSet {
         Self { parameters: Vec::new(), device }
     }
 
+    /// Whether the numbers are in this process's memory, where they are changed in place.
+    pub fn is_on_cpu(&self) -> bool {
+        self.device == Device::flex()
+    }
+
     /// Appends a parameter.
     ///
     /// # Panics

@@ -479,7 +479,10 @@ impl<'a> Trainer<'a> {
             loss: result.loss.unwrap_or(f64::NAN),
             learning_rate: result.learning_rate,
             tokens_per_s,
-            share_of_peak: progress.pace.share_of_peak(self.decoder.precision()),
+            share_of_peak: progress
+                .pace
+                .share_of_peak(self.decoder.precision())
+                .filter(|_| self.decoder.parameters().is_on_cpu()),
             eta_s: progress.pace.seconds_left(progress.total_steps - result.step),
             note: None,
         });

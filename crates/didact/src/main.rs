@@ -18,6 +18,9 @@ use clap::{CommandFactory, FromArgMatches};
 use output::Output;
 use std::process::ExitCode;
 
+#[global_allocator]
+static MEMORY: didact_kernels::LargePages = didact_kernels::LargePages;
+
 fn main() -> ExitCode {
     let arguments = cli::normalised(std::env::args_os());
     let wants_json = arguments.iter().any(|argument| argument == "--json");

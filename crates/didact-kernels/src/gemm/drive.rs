@@ -79,8 +79,10 @@ const COLUMNS: usize = 256;
 /// Fewest multiply-adds that are worth a second thread.
 const PARALLEL_WORK: usize = 128 << 10;
 
-/// Floats of A that a task may pack for itself: they stay in the second cache.
+/// Floats of A that a task packs for itself at a time: they stay in the second cache.
 const OWN_ROWS: usize = 128 << 10;
+/// Fewest panels of A to a thread with which threads share the rows out among them.
+const FEWEST_PANELS: usize = 4;
 
 /// `C = A·B` or `C += A·B` from panels that hold all of `words`.
 pub(super) fn multiply(plan: &Plan, c: Output, words: usize, a: &[f32], b: &[f32], accumulate: bool) {
@@ -100,36 +102,43 @@ pub(super) fn multiply(plan: &Plan, c: Output, words: usize, a: &[f32], b: &[f32
         let b_first = task / tasks_down * across;
         let a_range = a_first..a_panels.min(a_first + down);
         let a = &a[a_range.start * words * plan.a_width..a_range.end * words * plan.a_width];
-        rectangle(plan, &c, words, a, a_range, b, b_first..b_panels.min(b_first + across), accumulate);
+        rectangle(plan, &c, words, 0..words, a, a_range, b, b_first..b_panels.min(b_first + across), accumulate);
     });
 }
 
-/// [`multiply`] where A is still to be packed: each task packs its own rows if they are few enough to stay near and there
-/// are rows enough for all threads. Returns whether it was done.
+/// [`multiply`] where A is still to be packed: each task packs its own rows, as much of k at a time as stays near, if
+/// there are rows enough for all threads. Returns whether it was done.
 pub(super) fn multiply_packing(plan: &Plan, c: &Output, k: usize, a: Words, b: &[f32], accumulate: bool) -> bool {
     let words = plan.words(k);
     let a_panels = c.m.div_ceil(plan.a_width);
     let b_panels = c.n.div_ceil(plan.b_width);
     let threads = threads(c, words);
-    // As many tasks as give each thread the same number of about `ROWS` rows.
-    let most = ROWS.div_ceil(plan.a_width);
-    let rounds = a_panels.div_ceil(threads * most);
-    let down = a_panels.div_ceil(threads * rounds);
-    if down * plan.a_width * words > OWN_ROWS || (threads > 1 && rounds < 2) {
+    if threads > 1 && a_panels < FEWEST_PANELS * threads {
         return false;
     }
+    // As many tasks as give each thread the same number of about `ROWS` rows, shares that differ by one panel at most.
+    let most = ROWS.div_ceil(plan.a_width);
+    let tasks = (threads * a_panels.div_ceil(threads * most)).min(a_panels);
+    let down = a_panels.div_ceil(tasks);
+    // All of k at a time if it fits, else even parts of it.
+    let fitting = (OWN_ROWS / (down * plan.a_width)).max(1);
+    let part = words.div_ceil(words.div_ceil(fitting));
     let across = COLUMNS / plan.b_width;
-    run_tasks(threads, a_panels.div_ceil(down), |task| {
-        let range = task * down..a_panels.min((task + 1) * down);
+    run_tasks(threads, tasks, |task| {
+        let range = task * a_panels / tasks..(task + 1) * a_panels / tasks;
         let row = range.start * plan.a_width;
         let rows = (c.m - row).min(range.len() * plan.a_width);
-        with_scratch(range.len() * plan.a_width * words, |panels| {
-            pack_panels_here(plan, panels, plan.a_width, a.at(row, 0), rows, k);
-            for b_first in (0..b_panels).step_by(across) {
-                let columns = b_first..b_panels.min(b_first + across);
-                rectangle(plan, c, words, panels, range.clone(), b, columns, accumulate);
-            }
-        });
+        for w0 in (0..words).step_by(part) {
+            let w1 = words.min(w0 + part);
+            let (k0, k1) = (plan.step(w0), plan.step(w1).min(k));
+            with_scratch(range.len() * plan.a_width * (w1 - w0), |panels| {
+                pack_panels_here(plan, panels, plan.a_width, a.at(row, k0), rows, k1 - k0);
+                for b_first in (0..b_panels).step_by(across) {
+                    let columns = b_first..b_panels.min(b_first + across);
+                    rectangle(plan, c, words, w0..w1, panels, range.clone(), b, columns, accumulate || w0 > 0);
+                }
+            });
+        }
     });
     true
 }
@@ -147,45 +156,48 @@ fn run_tasks(threads: usize, tasks: usize, task: impl Fn(usize) + Sync + Send) {
     }
 }
 
-/// The tiles of a rectangle of C that is this task's alone. `a` holds the panels of `a_range`, `b` all panels of B.
+/// The tiles of a rectangle of C that is this task's alone, over words `part` of `words`. `a` holds those words of the
+/// panels of `a_range`, `b` all words of all panels of B.
 fn rectangle(
     plan: &Plan,
     c: &Output,
     words: usize,
+    part: Range<usize>,
     a: &[f32],
     a_range: Range<usize>,
     b: &[f32],
     b_range: Range<usize>,
     accumulate: bool,
 ) {
-    let (a_panel, b_panel) = (words * plan.a_width, words * plan.b_width);
+    let (a_panel, b_panel) = (part.len() * plan.a_width, words * plan.b_width);
     assert!(
-        a.len() == a_range.len() * a_panel && b.len() >= b_range.end * b_panel && words > 0,
-        "gemm: panels of {} and {} words for {} x {} x {words}",
+        a.len() == a_range.len() * a_panel && b.len() >= b_range.end * b_panel && part.end <= words && !part.is_empty(),
+        "gemm: panels of {} and {} words for words {part:?} of {} x {} x {words}",
         a.len(),
         b.len(),
         c.m,
         c.n
     );
     // With one panel of rows nothing is read twice, and C need not be touched between blocks of k.
-    let block = if c.m <= plan.a_width { words } else { words.div_ceil(words.div_ceil(K_BLOCK)) };
+    let block = if c.m <= plan.a_width { part.len() } else { part.len().div_ceil(part.len().div_ceil(K_BLOCK)) };
     let first_row = a_range.start * plan.a_width;
-    for k0 in (0..words).step_by(block) {
-        let k1 = words.min(k0 + block);
+    for k0 in part.clone().step_by(block) {
+        let k1 = part.end.min(k0 + block);
         for q in b_range.clone() {
             let b = &b[q * b_panel..][k0 * plan.b_width..k1 * plan.b_width];
             for p in a_range.clone() {
                 let (row, column) = (p * plan.a_width, q * plan.b_width);
                 let next =
                     if p + 1 < a_range.end { (row + plan.a_width, column) } else { (first_row, column + plan.b_width) };
+                let own = (k0 - part.start) * plan.a_width..(k1 - part.start) * plan.a_width;
                 let tile = Tile {
-                    a: &a[(p - a_range.start) * a_panel..][k0 * plan.a_width..k1 * plan.a_width],
+                    a: &a[(p - a_range.start) * a_panel..][own],
                     b,
                     c: c.at(row, column),
                     ldc: c.ldc,
                     rows: plan.a_width.min(c.m - row),
                     columns: plan.b_width.min(c.n - column),
-                    accumulate: accumulate || k0 > 0,
+                    accumulate: accumulate || k0 > part.start,
                     next: c.near(next.0, next.1),
                 };
                 // SAFETY: rows and columns are inside C, and only this task computes the tile at `(p, q)`.

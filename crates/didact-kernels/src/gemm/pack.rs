@@ -52,6 +52,11 @@ impl Plan {
     pub(super) fn words(&self, k: usize) -> usize {
         if self.format == Format::Bf16Pair { k.div_ceil(2) } else { k }
     }
+
+    /// The step of k at which a word begins.
+    pub(super) fn step(&self, word: usize) -> usize {
+        if self.format == Format::Bf16Pair { 2 * word } else { word }
+    }
 }
 
 /// How many lanes to pack at a time so that about `floats` are packed: whole panels, at least one.
@@ -220,14 +225,17 @@ pub(super) fn pack_lines(
             pairs::pack_lines(&mut panels, width, source, lanes, steps);
             return;
         }
-        match width {
-            4 => copy_lines::<4>(&mut panels, source, lanes, steps),
-            6 => copy_lines::<6>(&mut panels, source, lanes, steps),
-            12 => copy_lines::<12>(&mut panels, source, lanes, steps),
-            16 => copy_lines::<16>(&mut panels, source, lanes, steps),
-            32 => copy_lines::<32>(&mut panels, source, lanes, steps),
-            _ => unreachable!("panels of {width} lanes"),
+        macro_rules! copy {
+            ($($width:literal)*) => {
+                match width {
+                    $($width => {
+                        dispatch(plan.level, CopyLines::<$width> { panels: &mut panels, source, lanes, steps });
+                    })*
+                    _ => unreachable!("panels of {width} lanes"),
+                }
+            };
         }
+        copy!(4 6 12 16 32);
         if plan.format == Format::F32RoundedToBf16 {
             for panel in panels {
                 dispatch(plan.level, RoundToBf16(panel));
@@ -241,20 +249,40 @@ pub(super) fn pack_lines(
     }
 }
 
+/// Words that a panel gets before the next one has its turn: whole cache lines, since panels are often so far apart that
+/// their lines push each other out of the cache.
+const TURN: usize = 8;
+
 /// A stretch in f32, in panels of `W` lanes.
-fn copy_lines<const W: usize>(panels: &mut [&mut [f32]], source: Words, lanes: usize, steps: usize) {
-    for step in 0..steps {
-        let from = &source.data[step * source.k_stride..][..lanes];
-        let (whole, rest) = from.as_chunks::<W>();
-        let (full, partial) = panels.split_at_mut(whole.len());
-        for (from, panel) in whole.iter().zip(full) {
-            panel[step * W..][..W].copy_from_slice(from);
-        }
-        // The last panel's lanes, and zeros for those that do not exist.
-        if let Some(panel) = partial.first_mut() {
-            let to = &mut panel[step * W..][..W];
-            to[..rest.len()].copy_from_slice(rest);
-            to[rest.len()..].fill(0.0);
+struct CopyLines<'a, 'b, const W: usize> {
+    panels: &'a mut [&'b mut [f32]],
+    source: Words<'a>,
+    lanes: usize,
+    steps: usize,
+}
+
+impl<const W: usize> Kernel for CopyLines<'_, '_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { panels, source, lanes, steps } = self;
+        for first in (0..steps).step_by(TURN) {
+            for (index, panel) in panels.iter_mut().enumerate() {
+                let lane = index * W;
+                let there = W.min(lanes - lane);
+                for step in first..steps.min(first + TURN) {
+                    let from = &source.data[step * source.k_stride + lane..][..there];
+                    let to = &mut panel[step * W..][..W];
+                    if let Some(from) = from.first_chunk::<W>() {
+                        to.copy_from_slice(from);
+                        continue;
+                    }
+                    // The last panel's lanes, and zeros for those that do not exist.
+                    to[..there].copy_from_slice(from);
+                    to[there..].fill(0.0);
+                }
+            }
         }
     }
 }
@@ -354,11 +382,12 @@ pub(crate) fn round_to_bf16(x: f32) -> f32 {
 mod pairs {
     //! Panels of bf16 pairs, with AVX-512 and its bf16 conversions.
 
-    use super::{LANES, Words};
+    use super::{LANES, TURN, Words};
     use crate::level::Level;
     use crate::simd::x86::{first_lanes, interleave, transpose};
     use std::arch::x86_64::{
-        __m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
+        __m512, __m512bh, __mmask16, _mm512_cvtne2ps_pbh, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+        _mm512_setzero_ps,
     };
 
     /// Packs one panel.
@@ -398,23 +427,33 @@ mod pairs {
     /// Besides the features: `source` must hold `steps` steps of `lanes` lanes, and each panel their words.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn lines(panels: &mut [&mut [f32]], width: usize, source: Words, lanes: usize, steps: usize) {
-        for word in 0..steps.div_ceil(2) {
-            let earlier = source.data.as_ptr().wrapping_add(2 * word * source.k_stride);
-            let later = earlier.wrapping_add(source.k_stride);
-            let has_later = 2 * word + 1 < steps;
+        let words = steps.div_ceil(2);
+        for first in (0..words).step_by(TURN) {
+            let last = words.min(first + TURN);
+            // The last word of an odd number of steps has no later step: no lane of it is there.
+            let whole = last.min(steps / 2);
             for (index, panel) in panels.iter_mut().enumerate() {
-                let to = panel.as_mut_ptr().wrapping_add(word * width);
                 for lane0 in (0..width).step_by(LANES) {
                     let lane = index * width + lane0;
-                    let stored = LANES.min(width - lane0);
-                    let there = first_lanes(lanes.saturating_sub(lane).min(stored));
-                    let later_there = if has_later { there } else { 0 };
-                    // SAFETY: the masks admit only lanes and words that exist, as promised.
-                    unsafe {
-                        let near = _mm512_maskz_loadu_ps(there, earlier.wrapping_add(lane));
-                        let far = _mm512_maskz_loadu_ps(later_there, later.wrapping_add(lane));
-                        let pair = interleave(near, far);
-                        _mm512_mask_storeu_ps(to.wrapping_add(lane0), first_lanes(stored), pair);
+                    let lanes_stored = LANES.min(width - lane0);
+                    let stored = first_lanes(lanes_stored);
+                    let there = first_lanes(lanes.saturating_sub(lane).min(lanes_stored));
+                    let from = source.data.as_ptr().wrapping_add(lane);
+                    let to = panel.as_mut_ptr().wrapping_add(lane0);
+                    let put = |word: usize, later: __mmask16| {
+                        let earlier = from.wrapping_add(2 * word * source.k_stride);
+                        // SAFETY: the masks admit only lanes and words that exist, as promised.
+                        unsafe {
+                            let near = _mm512_maskz_loadu_ps(there, earlier);
+                            let far = _mm512_maskz_loadu_ps(later, earlier.wrapping_add(source.k_stride));
+                            _mm512_mask_storeu_ps(to.wrapping_add(word * width), stored, interleave(near, far));
+                        }
+                    };
+                    for word in first..whole {
+                        put(word, there);
+                    }
+                    if whole < last {
+                        put(whole, 0);
                     }
                 }
             }
