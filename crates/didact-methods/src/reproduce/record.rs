@@ -218,9 +218,11 @@ impl Record {
         }
     }
 
-    /// The arms that are shown: all but preparations that measured nothing.
+    /// The arms that are shown: all but preparations that measured nothing that is shown.
     pub fn shown_arms(&self) -> impl Iterator<Item = &ArmRecord> {
-        self.arms.iter().filter(|arm| arm.role != Role::Shared || !arm.metrics.is_empty())
+        let shown = self.shown_metrics();
+        let measures = move |arm: &ArmRecord| shown.iter().any(|name| arm.metrics.contains_key(*name));
+        self.arms.iter().filter(move |arm| arm.role != Role::Shared || measures(arm))
     }
 
     /// The metrics of the table of arms, the claim's first.
