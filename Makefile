@@ -13,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
+.PHONY: help demo test test-model test-wgpu results lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,10 @@ bench-kernels: ## matrix products and attention beside PyTorch, into bench/RESUL
 	CARGO_TARGET_DIR=target/kernels $(CARGO) build --release --locked -p didact-kernels --examples
 	$(PYTHON) bench/gemm.py target/kernels/release/examples/gemm_rate --record
 	$(PYTHON) bench/attention.py target/kernels/release/examples/attention_rate --record
+
+results: ## RESULTS.md from the recorded results
+	$(CARGO) build --release --locked --bin didact
+	$(DIDACT) reproduce --render results
 
 lint: ## formatting, clippy and rustdoc, warnings as errors
 	$(CARGO) fmt --all --check

@@ -64,8 +64,33 @@ pub trait Reporter: Sync {
     fn message(&self, _level: Level, _text: &str) {}
 }
 
+/// Seconds for people.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() {
+        return "?".to_owned();
+    }
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
 /// Shows nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
 impl Reporter for Silent {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        let texts = [0.04, 9.4, 12.3, 75.0, 3725.0, f64::NAN].map(duration);
+        assert_eq!(texts, ["0.0 s", "9.4 s", "12 s", "1 min 15 s", "1 h 02 min", "?"]);
+    }
+}

@@ -1,6 +1,7 @@
 //! What can go wrong between a recipe and its report.
 
 use crate::recipe::RecipeError;
+use crate::reproduce::ReproduceError;
 use crate::toolworld::WorldError;
 use didact_core::fault::{Classify, Fault};
 use didact_core::files::FileError;
@@ -70,6 +71,9 @@ pub enum MethodError {
         /// What the model can read.
         context: usize,
     },
+    /// A reproduction.
+    #[error(transparent)]
+    Reproduce(#[from] ReproduceError),
     /// The device to train on.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -157,6 +161,7 @@ impl Classify for MethodError {
             Self::Run(e) => e.fault(),
             Self::Stage { cause, .. } | Self::Resolve { cause, .. } => cause.fault(),
             Self::Stopped { .. } => Fault::Stopped,
+            Self::Reproduce(e) => e.fault(),
             Self::Device(e) => e.fault(),
             Self::Model(e) => e.fault(),
             Self::Data(e) => e.fault(),
@@ -183,6 +188,7 @@ impl Classify for MethodError {
             Self::Run(e) => e.hint(),
             Self::Stage { cause, .. } | Self::Resolve { cause, .. } => cause.hint(),
             Self::Stopped { .. } => Some("the same command continues the run".into()),
+            Self::Reproduce(e) => e.hint(),
             Self::Device(e) => e.hint(),
             Self::Model(e) => e.hint(),
             Self::Data(e) => e.hint(),

@@ -92,6 +92,15 @@ pub(crate) enum Command {
                       didact run mine.toml --dry-run"
     )]
     Run(commands::run::RunArgs),
+    /// Try a published claim again at the scale of a laptop, against its baselines; the same command continues
+    #[command(
+        after_help = "Examples:\n  didact reproduce continual-pretraining\n  didact reproduce all --size m --require holds\n  \
+                      didact reproduce --render results"
+    )]
+    Reproduce(commands::reproduce::ReproduceArgs),
+    /// List the published methods, or describe one
+    #[command(after_help = "Example:\n  didact methods continual-pretraining")]
+    Methods(commands::reproduce::MethodsArgs),
     /// List, show or copy the named recipes
     #[command(subcommand, after_help = "Example:\n  didact recipes copy sft mine.toml")]
     Recipes(commands::recipes::RecipesCommand),

@@ -299,6 +299,7 @@ fn classify(error: &anyhow::Error) -> Option<&dyn Classify> {
             PullError,
             didact_methods::MethodError,
             didact_methods::RecipeError,
+            didact_methods::reproduce::ReproduceError,
             didact_model::ModelError,
             didact_data::DataError,
             didact_data::reader::ReadError,

@@ -2,7 +2,7 @@
 #![expect(clippy::print_stderr, reason = "this module shows progress")]
 
 use crate::output::{LINE_INTERVAL, Output};
-use didact_core::progress::{Level, Reporter, StepReport, Table};
+use didact_core::progress::{Level, Reporter, StepReport, Table, duration};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -147,30 +147,5 @@ impl Reporter for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-/// Seconds for people.
-pub(crate) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        return "?".to_owned();
-    }
-    let whole = seconds.round() as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_well() {
-        let texts = [0.04, 9.4, 12.3, 75.0, 3725.0, f64::NAN].map(duration);
-        assert_eq!(texts, ["0.0 s", "9.4 s", "12 s", "1 min 15 s", "1 h 02 min", "?"]);
     }
 }

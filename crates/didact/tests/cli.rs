@@ -10,7 +10,7 @@ use serde_json::Value;
 #[test]
 fn wrong_usage_ends_with_2_and_says_what_would_do() {
     let world = World::new();
-    let cases: [(&[&str], &[&str]); 12] = [
+    let cases: [(&[&str], &[&str]); 17] = [
         (&["frobnicate"], &["frobnicate"]),
         (&["run"], &["<RECIPE>"]),
         (&["run", "quikstart"], &["quikstart", "`quickstart`"]),
@@ -20,6 +20,11 @@ fn wrong_usage_ends_with_2_and_says_what_would_do() {
         (&["doctor", "--device", "rocm:0"], &["no device `rocm`", "--features rocm", "--device cpu"]),
         (&["doctor", "--device", "tpu"], &["expected cpu, cuda[:i]"]),
         (&["doctor", "--threads", "0"], &["--threads"]),
+        (&["reproduce"], &["<METHOD>"]),
+        (&["reproduce", "nonesuch"], &["there is no method `nonesuch`", "hint: `didact methods` lists all"]),
+        (&["reproduce", "nonesuch", "--size", "l"], &["'l'", "s, m"]),
+        (&["reproduce", "all", "--seed", "1"], &["hint: give them as `--seeds 1,2,3`"]),
+        (&["reproduce", "--render", "chats.jsonl"], &["chats.jsonl"]),
         (&["generate", "--model", "model"], &["--prompt", "--input"]),
         (&["recipes", "show", "sfd"], &["sfd", "sft"]),
         (&["runs", "show", "nothing"], &["there is no run `nothing`", "hint: see `didact runs list`"]),
@@ -410,4 +415,23 @@ fn bench_gemm_measures_every_variant() {
     assert!(world.refused(&["bench", "gemm", "--seconds", "0"], 2).contains("`--seconds` is 0"));
     let warned = world.output(&["bench", "gemm", "--sizes", "8", "--squares", "--seconds", "0.001", "--device", "cpu"]);
     assert!(!String::from_utf8(warned.stderr).unwrap().contains("warning"));
+}
+
+#[test]
+fn methods_are_listed_and_a_directory_of_results_becomes_a_page() {
+    let world = World::new();
+    let methods: Vec<Value> = serde_json::from_str(&world.ok(&["methods", "--json"])).unwrap();
+    for method in &methods {
+        for key in ["slug", "paper", "year", "arxiv", "needs", "summary"] {
+            assert!(!method[key].is_null(), "`{key}` in {method}");
+        }
+        let slug = method["slug"].as_str().unwrap();
+        let one = world.json(&["methods", slug], 0);
+        assert_eq!(one[0], *method);
+        assert!(world.ok(&["methods", slug]).contains("claim"));
+    }
+    files::create_dir_all(world.path("kept")).unwrap();
+    let rendered = world.json(&["reproduce", "--render", "kept"], 0);
+    assert_eq!(rendered["path"], "RESULTS.md");
+    assert!(files::read_to_string(world.path("RESULTS.md")).unwrap().starts_with("<!-- Made by"));
 }

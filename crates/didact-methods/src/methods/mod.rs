@@ -1,6 +1,6 @@
 //! The published methods that are implemented here, each with what it takes to apply it and to try its claim again.
 
-use crate::reproduce::Reproduction;
+use crate::reproduce::{ReproduceError, Reproduction};
 use serde::Serialize;
 
 /// A published method.
@@ -39,6 +39,20 @@ pub fn methods() -> &'static [&'static Method] {
 }
 
 /// The method of that name.
-pub fn method(slug: &str) -> Option<&'static Method> {
-    METHODS.iter().copied().find(|method| method.slug == slug)
+///
+/// # Errors
+/// When there is none, with the nearest name.
+pub fn method(slug: &str) -> Result<&'static Method, ReproduceError> {
+    if let Some(method) = METHODS.iter().find(|method| method.slug == slug) {
+        return Ok(method);
+    }
+    let distance = |method: &&&Method| strsim::damerau_levenshtein(slug, method.slug);
+    let nearest = METHODS.iter().filter(|m| distance(m) <= NEAR).min_by_key(distance).map(|m| m.slug);
+    Err(ReproduceError::NoSuchMethod { name: slug.to_owned(), nearest })
 }
+
+/// Most edits between a name and the one that was meant.
+const NEAR: usize = 4;
+
+#[cfg(test)]
+mod tests;

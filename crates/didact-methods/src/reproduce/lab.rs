@@ -19,7 +19,6 @@ pub struct Lab<'a> {
 }
 
 impl<'a> Lab<'a> {
-    #[expect(dead_code, reason = "the runner, which calls it, follows")]
     pub(super) fn new(context: &'a StageContext<'a>, slug: &str, seed: u64, size: Size) -> Self {
         Self { context, seed, size, streams: Streams::new(seed).child(slug, &[]) }
     }

@@ -8,11 +8,22 @@
 //!
 //! How to add a method: `docs/reproductions.md`.
 
+mod error;
 mod lab;
+mod plot;
+mod record;
+mod render;
 mod results;
+mod runner;
+pub mod verdict;
 
+pub use error::ReproduceError;
 pub use lab::Lab;
+pub use record::{ArmRecord, Compared, Curve, Paper, Record, effects};
+pub use render::{RESULTS, keep, kept, page, write_page};
 pub use results::Results;
+pub use runner::{DEFAULT_SEEDS, PLOT, ReproduceOptions, default_run_dir, run};
+pub use verdict::Verdict;
 
 use crate::error::MethodError;
 use serde::{Deserialize, Serialize};
@@ -131,6 +142,10 @@ pub trait Reproduction: Sync {
     fn run(&self, arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError>;
     /// What else the paper says. Shown, without influence on the verdict.
     fn checks(&self, size: Size, results: &Results) -> Vec<Check>;
+    /// Metrics that the table of arms shows beside the claim's, in order. When none are named, a few are taken.
+    fn shown(&self) -> &'static [&'static str] {
+        &[]
+    }
 }
 
 /// What an arm measured at one seed.

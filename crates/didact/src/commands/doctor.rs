@@ -123,7 +123,7 @@ pub(crate) fn run(threads: usize, output: &Output) -> anyhow::Result<Status> {
     Ok(Status::Done)
 }
 
-fn cpu_name() -> Option<String> {
+pub(super) fn cpu_name() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())

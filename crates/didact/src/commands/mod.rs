@@ -9,6 +9,7 @@ pub(crate) mod local;
 pub(crate) mod model;
 pub(crate) mod recipes;
 pub(crate) mod remote;
+pub(crate) mod reproduce;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod sampling;
@@ -45,6 +46,8 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
     }
     match command {
         Command::Run(args) => run::run(&args, &global, threads, output),
+        Command::Reproduce(args) => reproduce::run(&args, &global, threads, output),
+        Command::Methods(args) => reproduce::list(&args, output),
         Command::Recipes(command) => recipes::run(command, output),
         Command::Model(command) => model::run(command, output),
         Command::Data(command) => data::run(command, output),

@@ -102,8 +102,8 @@ fn overrides(args: &RunArgs, global: &Global) -> anyhow::Result<Vec<(String, Str
 #[derive(Debug, thiserror::Error)]
 #[error("stopped; everything is saved in `{}`", run_dir.display())]
 pub(crate) struct Stopped {
-    run_dir: PathBuf,
-    command: String,
+    pub(super) run_dir: PathBuf,
+    pub(super) command: String,
 }
 
 impl Classify for Stopped {
@@ -117,7 +117,7 @@ impl Classify for Stopped {
 }
 
 /// The command that goes on where this one stopped: the same one, but for `--fresh`.
-fn continuing_command() -> String {
+pub(super) fn continuing_command() -> String {
     let arguments = std::env::args().filter(|argument| argument != "--fresh");
     arguments.map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ")
 }

@@ -3,11 +3,12 @@
 use crate::output::{Output, Status, usage};
 use clap::Subcommand;
 use didact_core::metrics;
-use didact_core::progress::Table;
+use didact_core::progress::{Table, duration};
 use didact_core::run::{self, RunDir};
 use didact_core::stage::{ARTIFACT, StageRecord};
 use didact_methods::RunReport;
-use serde::Serialize;
+use didact_methods::reproduce::Record;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -101,7 +102,7 @@ fn list(dir: &Path, output: &Output) -> anyhow::Result<()> {
             return format!("no runs in `{}`", dir.display());
         }
         let row = |row: &RunRow| {
-            let wall = row.wall_s.map_or("-".to_owned(), crate::progress::duration);
+            let wall = row.wall_s.map_or("-".to_owned(), duration);
             let status = row.status.as_str().to_owned();
             vec![row.run_dir.display().to_string(), row.recipe.clone(), row.seed.to_string(), status, wall]
         };
@@ -207,8 +208,10 @@ fn text(view: &RunView, output: &Output) -> String {
         parts.push(table("last metrics", &["stage", "name", "step", "value"], rows));
     }
     // A report of another version of the program is shown by `--json` only.
-    if let Some(report) = view.report.clone().and_then(|report| serde_json::from_value::<RunReport>(report).ok()) {
-        parts.extend(report.tables().iter().map(|table| output.table(table)));
+    if let Some(report) = &view.report {
+        let tables = RunReport::deserialize(report).map(|report| report.tables());
+        let tables = tables.or_else(|_| Record::deserialize(report).map(|record| record.tables()));
+        parts.extend(tables.unwrap_or_default().iter().map(|table| output.table(table)));
     }
     if view.status == RunStatus::Interrupted {
         parts.push("to go on, run the same command again".to_owned());

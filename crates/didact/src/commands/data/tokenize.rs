@@ -3,10 +3,11 @@
 use super::{SchemaOption, TrainOnOption};
 use crate::commands::model::locate;
 use crate::output::{Output, Status, usage};
-use crate::progress::{Progress, duration};
+use crate::progress::Progress;
 use crate::signals;
 use clap::{Args, ValueEnum};
 use didact_core::cancel::Cancel;
+use didact_core::progress::duration;
 use didact_data::corpus::{CorpusOptions, tokenize};
 use didact_data::reader::{OnBadRow, SourceConfig, TextUnit};
 use didact_data::tokenizer::Tokenizer;
