@@ -2,6 +2,7 @@
 
 use crate::recipe::RecipeError;
 use crate::reproduce::ReproduceError;
+use crate::skills::SkillsError;
 use crate::toolworld::WorldError;
 use didact_core::fault::{Classify, Fault};
 use didact_core::files::FileError;
@@ -9,6 +10,8 @@ use didact_core::generate::{GenerateError, RequestError};
 use didact_core::run::RunError;
 use didact_core::stage::StageError;
 use didact_data::DataError;
+use didact_data::cost::CostError;
+use didact_data::curriculum::CurriculumError;
 use didact_data::ledger::LedgerError;
 use didact_data::reader::{ReadError, RowError};
 use didact_data::store::StoreError;
@@ -101,6 +104,15 @@ pub enum MethodError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// What is read next.
+    #[error(transparent)]
+    Curriculum(#[from] CurriculumError),
+    /// What steps take.
+    #[error(transparent)]
+    Cost(#[from] CostError),
+    /// A skills graph.
+    #[error(transparent)]
+    Skills(#[from] SkillsError),
     /// Decoding.
     #[error(transparent)]
     Infer(#[from] InferError),
@@ -171,6 +183,9 @@ impl Classify for MethodError {
             Self::Ledger(e) => e.fault(),
             Self::World(e) => e.fault(),
             Self::Train(e) => e.fault(),
+            Self::Curriculum(e) => e.fault(),
+            Self::Cost(e) => e.fault(),
+            Self::Skills(e) => e.fault(),
             Self::Infer(e) => e.fault(),
             Self::File(e) => e.fault(),
             Self::Generate(_) | Self::Artifact { .. } => Fault::Running,
@@ -197,6 +212,9 @@ impl Classify for MethodError {
             Self::Store(e) => e.hint(),
             Self::Ledger(e) => e.hint(),
             Self::Train(e) => e.hint(),
+            Self::Curriculum(e) => e.hint(),
+            Self::Cost(e) => e.hint(),
+            Self::Skills(e) => e.hint(),
             Self::Infer(e) => e.hint(),
             Self::File(e) => e.hint(),
             Self::Memory { advice, .. } => Some(format!("{advice}; or go on all the same with `--force`")),

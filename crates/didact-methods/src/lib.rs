@@ -9,6 +9,7 @@
 
 mod env;
 mod error;
+pub mod lab;
 mod meter;
 pub mod methods;
 mod model_source;
@@ -19,7 +20,9 @@ pub mod registry;
 mod report;
 pub mod reproduce;
 mod run;
+pub mod skills;
 pub mod stages;
+pub mod synthetic;
 pub mod toolworld;
 
 pub use env::{Env, RunOptions};

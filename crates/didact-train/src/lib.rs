@@ -29,5 +29,5 @@ pub use evaluate::{EvalLoss, TokenScore, evaluate_loss, evaluate_tokens};
 pub use hook::{Hook, HookResult, StepPlan, StepResult};
 pub use schedule::LearningRate;
 pub use source::{Measured, Source};
-pub use timing::{StepTime, measure_steps};
+pub use timing::{StepTime, measure_steps, time_batch};
 pub use trainer::{Session, TrainOutcome, Trainer, train};

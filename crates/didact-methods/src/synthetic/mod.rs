@@ -1,0 +1,9 @@
+//! Made-up languages and tasks with a known structure, drawn from a seed: what reproductions train on.
+
+pub mod addition;
+pub mod dictionary;
+pub mod lego;
+pub mod topics;
+mod words;
+
+pub use words::Vocabulary;
