@@ -322,16 +322,16 @@ mod tests {
     #[test]
     fn an_entry_is_the_relative_drop_and_never_negative() {
         let learned = [drops([4.0, 2.0], [[1.0, 1.5], [4.5, 1.0]])];
-        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).unwrap();
+        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).expect("is as made");
         assert_eq!(graph.graph, [[0.75, 0.25], [0.0, 0.5]]);
-        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::None).unwrap();
+        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::None).expect("is as made");
         assert_eq!(graph.graph, [[3.0, 0.5], [0.0, 1.0]]);
     }
 
     #[test]
     fn a_base_loss_near_zero_does_not_blow_an_entry_up() {
         let learned = [drops([1e-9, 2.0], [[0.0, 1.0], [0.0, 1.0]])];
-        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).unwrap();
+        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).expect("is as made");
         assert!(graph.graph[0][0] <= 1e-6);
     }
 
@@ -340,40 +340,40 @@ mod tests {
         // Training on both leaves skill 1 at 0.5, on itself alone at 0.75: an edge of 0.25. The other way there is none.
         let mut learned = drops([2.0, 2.0], [[1.0, 1.9], [1.9, 0.75]]);
         learned.pairs = Some(vec![vec![1.0, 0.5], vec![1.2, 0.75]]);
-        let graph = SkillsGraph::learn(names(2), names(2), &[learned], Normalise::None).unwrap();
+        let graph = SkillsGraph::learn(names(2), names(2), &[learned], Normalise::None).expect("is as made");
         assert_eq!(graph.graph, [[1.0, 0.25], [0.0, 1.0]]);
     }
 
     #[test]
     fn what_lies_within_a_standard_error_of_zero_is_no_edge() {
         let learned = [drops([1.0, 1.0], [[0.5, 0.9], [0.7, 0.5]]), drops([1.0, 1.0], [[0.5, 1.1], [0.9, 0.5]])];
-        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).unwrap();
+        let graph = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).expect("is as made");
         assert_eq!(graph.graph[0][1], 0.0);
         // Drops of 0.3 and 0.1: 0.2 ± 0.1.
         assert!((graph.graph[1][0] - 0.2).abs() < 1e-12);
-        assert!((graph.standard_error.unwrap()[1][0] - 0.1).abs() < 1e-12);
+        assert!((graph.standard_error.expect("is as made")[1][0] - 0.1).abs() < 1e-12);
     }
 
     #[test]
     fn losses_that_are_no_numbers_and_single_skills_are_refused() {
         let learned = [drops([1.0, f64::NAN], [[0.5; 2]; 2])];
-        let error = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).unwrap_err();
+        let error = SkillsGraph::learn(names(2), names(2), &learned, Normalise::Relative).expect_err("is refused");
         assert_eq!(error.to_string(), "non-finite loss for skill `s1`: NaN");
         let learned = [Drops { base: vec![1.0], alone: vec![vec![0.5]], pairs: None }];
-        let error = SkillsGraph::learn(names(1), names(1), &learned, Normalise::Relative).unwrap_err();
+        let error = SkillsGraph::learn(names(1), names(1), &learned, Normalise::Relative).expect_err("is refused");
         assert_eq!(error.to_string(), "there are 1 skills to train on, expected at least 2");
     }
 
     #[test]
     fn a_file_of_zeros_and_ones_gives_half_edges_and_comes_back_as_written_otherwise() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("is as made");
         let path = dir.path().join("graph.json");
         let text = r#"{"train_skills": ["a", "b"], "eval_skills": ["a", "b"], "graph": [[1, 1], [0, 1]]}"#;
-        files::write_atomic(&path, text.as_bytes()).unwrap();
-        let graph = SkillsGraph::read(&path).unwrap();
+        files::write_atomic(&path, text.as_bytes()).expect("is as made");
+        let graph = SkillsGraph::read(&path).expect("is as made");
         assert_eq!(graph.graph, [[1.0, 0.5], [0.0, 1.0]]);
-        graph.write(&path).unwrap();
-        assert_eq!(SkillsGraph::read(&path).unwrap(), graph);
+        graph.write(&path).expect("is as made");
+        assert_eq!(SkillsGraph::read(&path).expect("is as made"), graph);
     }
 
     #[test]
@@ -385,12 +385,12 @@ mod tests {
             graph: vec![vec![1.0, 2.0], vec![3.0, 4.0]],
             standard_error: None,
         };
-        let turned = graph.for_skills(&of(&["b", "a"]), &of(&["b", "a"])).unwrap();
+        let turned = graph.for_skills(&of(&["b", "a"]), &of(&["b", "a"])).expect("is as made");
         assert_eq!(turned.graph, [[4.0, 3.0], [2.0, 1.0]]);
-        let error = graph.for_skills(&of(&["a", "c"]), &of(&["a", "b"])).unwrap_err();
+        let error = graph.for_skills(&of(&["a", "c"]), &of(&["a", "b"])).expect_err("is refused");
         assert_eq!(error.to_string(), "the graph's trained skills are a, b, the data's are a, c");
-        assert_eq!(graph.for_targets(&of(&["b"])).unwrap().graph, [[2.0], [4.0]]);
-        let error = graph.for_targets(&of(&["x"])).unwrap_err();
+        assert_eq!(graph.for_targets(&of(&["b"])).expect("is as made").graph, [[2.0], [4.0]]);
+        let error = graph.for_targets(&of(&["x"])).expect_err("is refused");
         assert_eq!(error.to_string(), "there is no skill `x`; the data has a, b");
     }
 

@@ -1,6 +1,5 @@
 //! The published methods that are implemented here, each with what it takes to apply it and to try its claim again.
 
-pub mod continual_pretraining;
 pub mod dataset_decomposition;
 pub mod skill_it;
 
@@ -35,7 +34,7 @@ impl std::fmt::Debug for Method {
     }
 }
 
-const METHODS: [&Method; 3] = [&continual_pretraining::METHOD, &dataset_decomposition::METHOD, &skill_it::METHOD];
+const METHODS: [&Method; 2] = [&dataset_decomposition::METHOD, &skill_it::METHOD];
 
 /// All methods, in the order to show them.
 pub fn methods() -> &'static [&'static Method] {

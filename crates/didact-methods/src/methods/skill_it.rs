@@ -110,32 +110,6 @@ impl Task {
     }
 
     fn numbers(self) -> Numbers {
-        let mut n = self.numbers0();
-        if let Ok(t) = std::env::var("TUNE") {
-            for kv in t.split(',') {
-                let (k, v) = kv.split_once('=').unwrap();
-                let v: f64 = v.parse().unwrap();
-                match k {
-                    "lr" => n.learning_rate = v,
-                    "steps" => n.steps = v as u64,
-                    "batch" => n.batch_size = v as usize,
-                    "h" => n.graph_steps = v as u64,
-                    "eta" => n.eta = Eta::Given(v),
-                    "spread" => n.eta = Eta::Spread(v),
-                    "d" => {
-                        n.shape.hidden_size = v as usize;
-                        n.shape.ffn = 3 * v as usize
-                    }
-                    "layers" => n.shape.layers = v as usize,
-                    "every" => n.eval_every = v as u64,
-                    _ => panic!(),
-                }
-            }
-        }
-        n
-    }
-
-    fn numbers0(self) -> Numbers {
         let dictionary = Numbers {
             shape: Shape {
                 vocab_size: dictionary::VOCABULARY,
@@ -206,7 +180,7 @@ impl Task {
     }
 
     /// Examples of a trained skill: as they are learned, and with only their answers weighted.
-    fn lessons(self, skill: usize, streams: &Streams) -> Vec<[Sequence; 2]> {
+    fn lessons(self, skill: usize, streams: Streams) -> Vec<[Sequence; 2]> {
         let twice = |sequence: Sequence| [sequence.clone(), sequence];
         let of_text = |words: &crate::synthetic::Vocabulary, text: &String, from_end| {
             [words.lesson(text), words.question(text, from_end)]
@@ -214,9 +188,9 @@ impl Task {
         let training = streams.child("training texts", &[]);
         match self {
             Self::FineTune | Self::All | Self::Unseen => {
-                let world = dictionary::Dictionary::new(streams);
+                let world = dictionary::Dictionary::new(&streams);
                 let sequences = match (self, skill) {
-                    (Self::FineTune, dictionary::TARGET) => world.draws(skill, TARGET_DRAWS, streams),
+                    (Self::FineTune, dictionary::TARGET) => world.draws(skill, TARGET_DRAWS, &streams),
                     _ => world.all(skill),
                 };
                 sequences.into_iter().map(twice).collect()
@@ -233,10 +207,10 @@ impl Task {
     }
 
     /// Examples of every skill to measure on, by the number it has among all skills of its language.
-    fn questions(self, skill: usize, streams: &Streams) -> Vec<Sequence> {
+    fn questions(self, skill: usize, streams: Streams) -> Vec<Sequence> {
         let held_out = streams.child("held-out texts", &[]);
         match self {
-            Self::FineTune | Self::All | Self::Unseen => dictionary::Dictionary::new(streams).all(skill),
+            Self::FineTune | Self::All | Self::Unseen => dictionary::Dictionary::new(&streams).all(skill),
             Self::Lego => {
                 let texts = lego::texts(LEGO_VARIABLES, skill, HELD_OUT, &held_out);
                 texts.iter().map(|text| lego::WORDS.question(text, lego::ANSWER_FROM_END)).collect()
@@ -276,7 +250,7 @@ impl Data {
         let row_len = task.row_len();
         let mut pools = Vec::new();
         for (skill, name) in task.train_skills().into_iter().enumerate() {
-            let lessons = task.lessons(skill, &streams).into_iter().map(|[lesson, _]| lesson);
+            let lessons = task.lessons(skill, streams).into_iter().map(|[lesson, _]| lesson);
             let store = lab::store(&dir.join(format!("train-{name}")), lessons)?;
             pools.push(Pool::new(name, store, row_len, Packing::None)?);
         }
@@ -288,7 +262,7 @@ impl Data {
             } else {
                 i
             };
-            let store = lab::store(&dir.join(format!("eval-{name}")), task.questions(skill, &streams))?;
+            let store = lab::store(&dir.join(format!("eval-{name}")), task.questions(skill, streams))?;
             held_out.push((name, lab::measuring(store, row_len)));
         }
         Ok(Self { task, numbers: task.numbers(), streams, dir, pools, held_out })
@@ -362,7 +336,7 @@ impl Data {
         let sum: f64 = natural.iter().sum();
         let (mut lessons, mut questions) = (Vec::new(), Vec::new());
         for (skill, share) in natural.iter().enumerate() {
-            let all = self.task.lessons(skill, &self.streams);
+            let all = self.task.lessons(skill, self.streams);
             for i in 0..(rows as f64 * share / sum).round() as usize {
                 let [lesson, question] = all[i % all.len()].clone();
                 lessons.push(lesson);
@@ -379,7 +353,7 @@ impl Data {
     fn difficulty(&self, lab: &Lab<'_>, decoder: &Decoder) -> Result<Vec<f64>, MethodError> {
         let mut means = Vec::new();
         for (skill, pool) in self.pools.iter().enumerate() {
-            let questions = self.task.lessons(skill, &self.streams).into_iter().map(|[_, question]| question);
+            let questions = self.task.lessons(skill, self.streams).into_iter().map(|[_, question]| question);
             let store = lab::store(&self.dir.join(format!("asked-{}", pool.name())), questions)?;
             let set = lab::measuring(store, self.task.row_len());
             means.push(lab::loss(lab, decoder, &set)?.nats_per_token);

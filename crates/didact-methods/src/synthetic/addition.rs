@@ -41,15 +41,15 @@ mod tests {
 
     #[test]
     fn the_answer_is_the_digit_of_the_sum_with_carries() {
-        let number = |text: &str| text.replace(' ', "").parse::<u64>().unwrap();
+        let number = |text: &str| text.replace(' ', "").parse::<u64>().expect("is as made");
         for digit in 0..3 {
             for text in texts(3, digit, 50, &Streams::new(1)) {
-                let body = text.strip_prefix("Input: A = ").unwrap();
-                let (sum, question) = body.split_once(" , A ").unwrap();
-                let (a, b) = sum.split_once(" + ").unwrap();
-                let (asked, answer) = question.split_once(" = ? Output: ").unwrap();
-                let expected = (number(a) + number(b)) / 10_u64.pow(asked.parse().unwrap()) % 10;
-                assert_eq!(answer.parse::<u64>().unwrap(), expected, "{text}");
+                let body = text.strip_prefix("Input: A = ").expect("is as made");
+                let (sum, question) = body.split_once(" , A ").expect("is as made");
+                let (a, b) = sum.split_once(" + ").expect("is as made");
+                let (asked, answer) = question.split_once(" = ? Output: ").expect("is as made");
+                let expected = (number(a) + number(b)) / 10_u64.pow(asked.parse().expect("is as made")) % 10;
+                assert_eq!(answer.parse::<u64>().expect("is as made"), expected, "{text}");
                 let sequence = WORDS.question(&text, ANSWER_FROM_END);
                 assert_eq!(sequence.weight.last(), Some(&1.0));
                 assert_eq!(sequence.ids.last(), Some(&(expected as u32)));

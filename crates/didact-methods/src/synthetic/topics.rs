@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn names_come_back_and_nothing_else_pairs_up_like_them() {
         let language = Topics::new(&Streams::new(1));
-        let document = language.documents(Lengths::Equal(4000), &Streams::new(5)).next().unwrap();
+        let document = language.documents(Lengths::Equal(4000), &Streams::new(5)).next().expect("is as made");
         let mut counts = std::collections::BTreeMap::new();
         for pair in document.ids.windows(2) {
             *counts.entry([pair[0], pair[1]]).or_insert(0) += 1;
