@@ -17,8 +17,14 @@
 //! # Choices
 //! The paper starts from a pre-trained GPT-Neo; here everything starts from random weights, since no model of that size
 //! trains in minutes. The curricula by example order the data by that model's losses, which say little before it has learned
-//! anything. Learning rates, steps and step sizes were chosen on seed 0, which is not among the reported ones, the learning
-//! rate by the stratified baseline's loss.
+//! anything.
+//!
+//! The dictionary's numbers were chosen on seed 0, which is not among the reported ones. 60 steps: few enough that equal shares
+//! do not learn everything (after 180 steps at 3e-3 they answer all questions, and nothing is left to win). The learning
+//! rate is the best one for equal shares among 3e-3, 5e-3, 8e-3 and 1.2e-2 (losses 1.43, 0.74, 0.60, 0.98). The step size is
+//! the recipe's own default, a spread of 1.5, not a tuned one. Graph trainings of 15 steps (of 15, 30, 40 and 80): longer ones
+//! forget what the other skills share, and at this learning rate the graph then says little. LEGO's and addition's numbers are
+//! first guesses.
 
 use std::path::PathBuf;
 
@@ -119,13 +125,13 @@ impl Task {
                 ffn: 256,
                 context: 8,
             },
-            learning_rate: 3e-3,
-            steps: 180,
+            learning_rate: 8e-3,
+            steps: 60,
             rounds: 6,
             eval_every: 10,
-            batch_size: 64,
-            graph_steps: 80,
-            eta: Eta::Given(4.0),
+            batch_size: 32,
+            graph_steps: 15,
+            eta: Eta::Spread(1.5),
         };
         let text = |vocab_size, context, steps| Numbers {
             shape: Shape { vocab_size, hidden_size: 64, layers: 3, heads: 4, ffn: 192, context },
