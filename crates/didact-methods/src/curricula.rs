@@ -224,20 +224,6 @@ fn length(
     model: &ModelConfig,
     streams: Streams,
 ) -> Result<Built, MethodError> {
-    let exponent = |key: &str, value: usize| {
-        if value >= 2 && value.is_power_of_two() {
-            Ok(value.ilog2())
-        } else {
-            refuse(format!("`decomposition.{key}` is {value}, expected a power of two from 2"))
-        }
-    };
-    let (shortest, longest) = (exponent("min", table.min)?, exponent("max", table.max)?);
-    if shortest > longest {
-        return refuse(format!(
-            "`decomposition.min` is {}, more than `decomposition.max`, which is {}",
-            table.min, table.max
-        ));
-    }
     let context = model.max_position_embeddings;
     if table.max > context {
         return refuse(format!(
@@ -246,18 +232,12 @@ fn length(
         ));
     }
     let tokens_per_step = table.tokens_per_step.unwrap_or(8 * table.max);
-    if tokens_per_step == 0 || !tokens_per_step.is_multiple_of(table.max) {
-        return refuse(format!(
-            "`decomposition.tokens_per_step` is {tokens_per_step}, expected a multiple of `decomposition.max`, which is {}",
-            table.max
-        ));
-    }
     let Some(sequences) = opened.first().and_then(|source| source.train.clone()) else {
         return refuse("there are no documents to train on");
     };
     let settings = BucketSettings {
-        shortest,
-        longest,
+        shortest: table.min.ilog2(),
+        longest: table.max.ilog2(),
         over_long: if table.over_long == OverLongTable::Cap { OverLong::Cap } else { OverLong::Spread },
         joint: if table.overlap { Joint::Overlap } else { Joint::Apart },
         tail: match table.tail {

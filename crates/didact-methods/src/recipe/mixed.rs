@@ -571,7 +571,27 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
                 return Err(refuse("continual.tokens", "says the same as `train.max_steps`; remove one".into()));
             }
         }
-        Settings::Decomposition(s) => check_data("data", &s.data, refuse)?,
+        Settings::Decomposition(s) => {
+            check_data("data", &s.data, refuse)?;
+            let DecompositionTable { min, max, cycles, tokens_per_step, .. } = s.decomposition;
+            for (key, value) in [("min", min), ("max", max)] {
+                if value < 2 || !value.is_power_of_two() || value > 1 << 30 {
+                    let message = format!("is {value}, expected a power of two from 2");
+                    return Err(refuse(&format!("decomposition.{key}"), message));
+                }
+            }
+            if min > max {
+                let message = format!("is {min}, more than `decomposition.max`, which is {max}");
+                return Err(refuse("decomposition.min", message));
+            }
+            if let Some(tokens) = tokens_per_step.filter(|&tokens| tokens == 0 || !tokens.is_multiple_of(max)) {
+                let message = format!("is {tokens}, expected a multiple of `decomposition.max`, which is {max}");
+                return Err(refuse("decomposition.tokens_per_step", message));
+            }
+            if cycles == 0 {
+                return Err(refuse("decomposition.cycles", "is 0, expected at least 1".into()));
+            }
+        }
         Settings::SkillIt(s) => {
             check_data("data", &s.data, refuse)?;
             let SkillsTable { setting, targets, graph, window, min_prob, .. } = &s.skills;
@@ -601,6 +621,10 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
                 (_, Some(_)) => {
                     return Err(refuse("skills.graph.path", "belongs to `mode = \"file\"`; remove one".into()));
                 }
+            }
+            if s.train.max_steps.is_some() {
+                crate::curricula::rounds(&s.skills, 0, &s.train)
+                    .map_err(|error| refuse("skills.rounds", error.to_string()))?;
             }
             let is_learned = matches!(graph.mode, GraphMode::Approx | GraphMode::Brute);
             if is_learned && (graph.steps == 0 || graph.seeds == 0) {
