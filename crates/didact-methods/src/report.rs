@@ -208,9 +208,10 @@ impl RunReport {
     fn losses(&self) -> Table {
         let mut rows = Vec::new();
         let named = [("held_out", "held-out rows"), ("plain_text", "plain English"), ("mean", "mean of the sources")];
-        let mut names: Vec<(&str, &str)> = named.to_vec();
         let others = self.metrics_after.keys().filter_map(|name| name.strip_suffix("/loss"));
-        names.splice(0..0, others.filter(|name| named.iter().all(|(known, _)| known != name)).map(|name| (name, name)));
+        let others = others.filter(|name| named.iter().all(|(known, _)| known != name));
+        let mut names: Vec<(&str, &str)> = others.map(|name| (name, name)).collect();
+        names.extend(named);
         for (name, label) in names {
             for (metric, digits) in [("loss", 4), ("perplexity", 2), ("bits_per_byte", 4)] {
                 let name = format!("{name}/{metric}");

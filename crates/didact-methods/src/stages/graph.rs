@@ -137,7 +137,9 @@ impl GraphStage {
         seed: u64,
     ) -> Result<Vec<f64>, MethodError> {
         let path = context.work_dir.join("trainings").join(format!("{name}.json"));
+        let work = context.work_dir.join(format!("training-{name}"));
         if path.is_file() {
+            files::remove_dir_all(&work)?;
             return read_json(&path);
         }
         let row_len = self.train.max_seq_len.min(self.model.config().max_position_embeddings);
@@ -173,7 +175,6 @@ impl GraphStage {
                 load_best: false,
                 ..self.train.clone()
             };
-            let work = context.work_dir.join(format!("training-{name}"));
             files::create_dir_all(&work)?;
             let session = Session {
                 stage: format!("{NAME}-{name}"),
@@ -199,7 +200,7 @@ impl GraphStage {
             files::create_dir_all(parent)?;
         }
         write_json(&path, &losses)?;
-        files::remove_dir_all(context.work_dir.join(format!("training-{name}")))?;
+        files::remove_dir_all(&work)?;
         Ok(losses)
     }
 }
