@@ -261,7 +261,7 @@ fn length(
         LengthMixture::Tokens(tokens) => LengthMix::Targets(tokens.clone()),
     };
     let asked = match &mix {
-        LengthMix::Targets(tokens) => pools.iter().zip(tokens).find(|(pool, &tokens)| pool.rows() == 0 && tokens > 0),
+        LengthMix::Targets(tokens) => pools.iter().zip(tokens).find(|(pool, tokens)| pool.rows() == 0 && **tokens > 0),
         _ => None,
     };
     if let Some((pool, tokens)) = asked {
