@@ -82,7 +82,7 @@ fn continual_pretraining_replays_its_share_and_reports_old_and_new() {
         let [before, after] = ["metrics_before", "metrics_after"].map(|m| report[m][name].as_f64().unwrap());
         assert!(before.is_finite() && after.is_finite() && before != after, "{name}");
     }
-    let mean = |m: &str| (report[m]["old/loss"].as_f64().unwrap() + report[m]["new/loss"].as_f64().unwrap()) / 2.0;
+    let mean = |m: &str| f64::midpoint(report[m]["old/loss"].as_f64().unwrap(), report[m]["new/loss"].as_f64().unwrap());
     assert!((mean("metrics_after") - report["metrics_after"]["mean/loss"].as_f64().unwrap()).abs() < 1e-12);
     assert!(mean("metrics_after") < mean("metrics_before"), "it learns");
     assert_eq!(report["losses_by_step"].as_array().map(Vec::len), Some(2));
@@ -210,7 +210,7 @@ fn skill_it_learns_a_graph_and_follows_it() {
     // Targets only; and one that has no training data.
     let ft = [&SKILLS[..], &["skills.setting=ft", "skills.targets=['up']", "skills.graph.mode=brute"]].concat();
     let report = world.json(&run("skill-it", "ft", &ft), 0);
-    assert_eq!(report["losses_by_step"][0]["losses"].as_object().map(|l| l.len()), Some(1));
+    assert_eq!(report["losses_by_step"][0]["losses"].as_object().map(serde_json::Map::len), Some(1));
     let ood = [&SKILLS[..], &["skills.setting=ood", "skills.targets=['up']", "skills.static=true"]].concat();
     let report = world.json(&run("skill-it", "ood", &ood), 0);
     assert!(report["training"]["pools"]["up"].is_null() && report["training"]["pools"]["down"].is_object());
