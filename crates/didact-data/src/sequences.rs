@@ -7,6 +7,8 @@ use std::sync::Arc;
 use didact_core::hash::{Digest, Hasher};
 use didact_core::sequence::Sequence;
 
+use serde_json::Value;
+
 use crate::corpus::Corpus;
 use crate::store::{Origin, SequenceStore, StoreError};
 
@@ -153,6 +155,18 @@ impl Sequences {
             Self::Store(store) => store.origin(index),
             Self::Corpus(corpus) => corpus.origin(index).unwrap_or(Origin { source: "?", path: "?", row: 0 }),
             Self::Part(part) => part.whole.origin(part.kept[index] as usize),
+        }
+    }
+
+    /// A field of the row that one was made from, where a corpus kept it; null where the row had none.
+    ///
+    /// # Errors
+    /// When no such field was kept, or as [`Sequences::sequence`].
+    pub fn field(&self, index: usize, name: &str) -> Result<Value, StoreError> {
+        match self {
+            Self::Store(_) => Ok(Value::Null),
+            Self::Corpus(corpus) => corpus.field(index, name),
+            Self::Part(part) => part.whole.field(part.number(index)?, name),
         }
     }
 

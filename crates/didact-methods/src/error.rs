@@ -137,6 +137,12 @@ pub enum MethodError {
         /// How many there are.
         rows: u64,
     },
+    /// Named sources that do not fit each other, the recipe or the model.
+    #[error("{reason}")]
+    Sources {
+        /// What does not fit.
+        reason: String,
+    },
     /// Rows of a kind that the recipe does not train on.
     #[error("`{path}`, row {row}: a row of schema `{found}`; `{recipe}` trains on running text")]
     WrongSchema {
@@ -193,6 +199,7 @@ impl Classify for MethodError {
             | Self::Memory { .. }
             | Self::Request { .. }
             | Self::TooFewRows { .. }
+            | Self::Sources { .. }
             | Self::WrongSchema { .. } => Fault::Input,
         }
     }
@@ -223,7 +230,11 @@ impl Classify for MethodError {
             }
             Self::WrongSchema { .. } => Some("use the recipe `sft` for chats and prompt/completion pairs".into()),
             Self::Context { context, .. } => Some(format!("set `train.max_seq_len={context}` or less")),
-            Self::World(_) | Self::Generate(_) | Self::Request { .. } | Self::Artifact { .. } => None,
+            Self::World(_)
+            | Self::Sources { .. }
+            | Self::Generate(_)
+            | Self::Request { .. }
+            | Self::Artifact { .. } => None,
         }
     }
 }

@@ -7,11 +7,13 @@
 //! [`toolworld`] makes requests and tool calls from a seed; recipes that teach or test tool use share it.
 #![forbid(unsafe_code)]
 
+pub mod curricula;
 mod env;
 mod error;
 pub mod lab;
 mod meter;
 pub mod methods;
+pub mod mixed;
 mod model_source;
 pub mod pipeline;
 mod plan;

@@ -3,20 +3,23 @@
 use crate::env::Env;
 use crate::error::MethodError;
 use crate::meter::Meter;
+use crate::mixed::{DATA, Mixed, Reading, SourceSpec};
 use crate::model_source::ModelHandle;
-use crate::recipe::{Common, DataRecipeSettings, QuickstartSettings, Recipe, Settings};
+use crate::recipe::{Common, DataRecipeSettings, QuickstartSettings, Recipe, Settings, SourcesTable};
 use crate::stages::evaluate::{AFTER, BEFORE, EvaluateStage, Requests};
 use crate::stages::export::ExportStage;
+use crate::stages::graph::GraphStage;
 use crate::stages::prepare::{PrepareStage, RowSource};
 use crate::stages::rows::Rows;
+use crate::stages::sources::SourcesStage;
 use crate::stages::toolworld::ToolworldStage;
 use crate::stages::train::TrainStage;
-use didact_core::hash::{Hasher, hash_json};
+use didact_core::hash::{Hasher, hash_file, hash_json};
 use didact_core::run::{Environment, FORMAT, RunIdentity};
 use didact_core::seed::Streams;
 use didact_core::stage::Stage;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A recipe's stages, with its model found and its inputs hashed; nothing is loaded yet.
@@ -24,7 +27,7 @@ pub struct Pipeline {
     /// The model.
     pub model: ModelHandle,
     /// What is read.
-    pub prepare: PrepareStage,
+    pub prepare: Preparation,
     /// What is made before anything is read, if anything.
     pub toolworld: Option<ToolworldStage>,
     /// All stages, in order.
@@ -33,6 +36,15 @@ pub struct Pipeline {
     pub meter: Arc<Meter>,
     /// Label to content hash of everything from outside.
     pub inputs: BTreeMap<String, String>,
+}
+
+/// The stage `prepare` of a recipe.
+#[derive(Debug, Clone)]
+pub enum Preparation {
+    /// Rows become one store.
+    Rows(Box<PrepareStage>),
+    /// Named sources become corpora.
+    Sources(Box<SourcesStage>),
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -60,6 +72,30 @@ impl Pipeline {
             Settings::Quickstart(settings) => Ok(quickstart(parts, settings)),
             Settings::Sft(settings) => data_recipe(parts, settings, None),
             Settings::ContinuePretrainingText(settings) => data_recipe(parts, settings, Some(recipe.method())),
+            Settings::Continual(settings) => {
+                let mut sources = match &settings.data.old {
+                    None => Vec::new(),
+                    Some(SourcesTable::One(old)) => vec![SourceSpec::new("old", old.data())],
+                    Some(SourcesTable::Named(all)) => {
+                        all.iter().map(|(name, old)| SourceSpec::new(name, old.data())).collect()
+                    }
+                };
+                sources.extend(settings.data.new.iter().map(|new| SourceSpec::new("new", new.data())));
+                mixed_recipe(parts, recipe.method(), sources, Reading::Replay(settings.continual.clone()))
+            }
+            Settings::Decomposition(settings) => {
+                let sources = vec![SourceSpec::new(DATA, settings.data.clone())];
+                mixed_recipe(parts, recipe.method(), sources, Reading::Length(settings.decomposition.clone()))
+            }
+            Settings::SkillIt(settings) => {
+                let sources = vec![SourceSpec::new(DATA, settings.data.clone())];
+                mixed_recipe(parts, recipe.method(), sources, Reading::Skills(settings.skills.clone()))
+            }
+            Settings::Mixture(settings) => {
+                let sources = settings.sources.iter().map(|(name, source)| SourceSpec::new(name, source.data()));
+                let sources = sources.collect();
+                mixed_recipe(parts, recipe.method(), sources, Reading::Curriculum(settings.curriculum.clone()))
+            }
         }
     }
 
@@ -100,7 +136,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn evaluate(&self, name: &'static str, requests: Requests) -> Box<dyn Stage> {
+    fn evaluate(&self, name: &'static str, requests: Requests, mixed: Option<&Mixed>) -> Box<dyn Stage> {
         Box::new(EvaluateStage {
             name,
             model: self.model.clone(),
@@ -108,14 +144,16 @@ impl Parts<'_> {
             generate: self.common.generate.clone(),
             eval: self.common.eval.clone(),
             row_len: self.common.train.max_seq_len,
+            mixed: mixed.cloned(),
             meter: Arc::clone(&self.meter),
         })
     }
 
-    fn train(&self) -> Box<dyn Stage> {
+    fn train(&self, mixed: Option<&Mixed>) -> Box<dyn Stage> {
         Box::new(TrainStage {
             model: self.model.clone(),
             train: self.common.train.clone(),
+            mixed: mixed.cloned(),
             // Measured by the stages around it; along the way only when asked for.
             evaluate: self.common.train.eval_steps.is_some() || self.common.train.load_best,
             eval_batch: self.common.eval.batch_size,
@@ -144,6 +182,49 @@ impl Parts<'_> {
     }
 }
 
+/// Read named sources; measure each; learn a graph where the method has one; train on what a curriculum chooses; measure
+/// again.
+fn mixed_recipe(
+    parts: Parts<'_>,
+    method: &str,
+    sources: Vec<SourceSpec>,
+    reading: Reading,
+) -> Result<Pipeline, MethodError> {
+    let mut inputs = parts.inputs();
+    let mut digests = BTreeMap::new();
+    for source in &sources {
+        digests.extend(source.digests()?);
+    }
+    inputs.extend(digests.iter().map(|(path, digest)| (path.clone(), digest.clone())));
+    let mixed = Mixed { method: method.to_owned(), sources, reading };
+    let plain_text = parts.common.eval.plain_text;
+    let prepare = SourcesStage { model: parts.model.clone(), mixed: mixed.clone(), digests, plain_text };
+    let mut stages: Vec<Box<dyn Stage>> =
+        vec![Box::new(prepare.clone()), parts.evaluate(BEFORE, Requests::Rows, Some(&mixed))];
+    if let Reading::Skills(skills) = &mixed.reading {
+        let file = match &skills.graph.path {
+            None => None,
+            Some(path) => {
+                let digest = hash_file(Path::new(path))?;
+                inputs.insert(path.clone(), digest.to_string());
+                Some(digest)
+            }
+        };
+        stages.push(Box::new(GraphStage {
+            model: parts.model.clone(),
+            mixed: mixed.clone(),
+            skills: skills.clone(),
+            train: parts.common.train.clone(),
+            eval_batch: parts.common.eval.batch_size,
+            file,
+            meter: Arc::clone(&parts.meter),
+        }));
+    }
+    stages.extend([parts.train(Some(&mixed)), parts.export(), parts.evaluate(AFTER, Requests::Rows, Some(&mixed))]);
+    let prepare = Preparation::Sources(Box::new(prepare));
+    Ok(Pipeline { model: parts.model, prepare, toolworld: None, stages, meter: parts.meter, inputs })
+}
+
 /// Make requests and calls; measure; teach; measure again.
 fn quickstart(parts: Parts<'_>, settings: &QuickstartSettings) -> Pipeline {
     let toolworld = ToolworldStage { settings: settings.toolworld.clone() };
@@ -151,12 +232,13 @@ fn quickstart(parts: Parts<'_>, settings: &QuickstartSettings) -> Pipeline {
     let stages: Vec<Box<dyn Stage>> = vec![
         Box::new(toolworld.clone()),
         Box::new(prepare.clone()),
-        parts.evaluate(BEFORE, Requests::Tools),
-        parts.train(),
+        parts.evaluate(BEFORE, Requests::Tools, None),
+        parts.train(None),
         parts.export(),
-        parts.evaluate(AFTER, Requests::Tools),
+        parts.evaluate(AFTER, Requests::Tools, None),
     ];
     let inputs = parts.inputs();
+    let prepare = Preparation::Rows(Box::new(prepare));
     Pipeline { model: parts.model, prepare, toolworld: Some(toolworld), stages, meter: parts.meter, inputs }
 }
 
@@ -174,10 +256,11 @@ fn data_recipe(
     let prepare = parts.prepare(source);
     let stages: Vec<Box<dyn Stage>> = vec![
         Box::new(prepare.clone()),
-        parts.evaluate(BEFORE, Requests::Rows),
-        parts.train(),
+        parts.evaluate(BEFORE, Requests::Rows, None),
+        parts.train(None),
         parts.export(),
-        parts.evaluate(AFTER, Requests::Rows),
+        parts.evaluate(AFTER, Requests::Rows, None),
     ];
+    let prepare = Preparation::Rows(Box::new(prepare));
     Ok(Pipeline { model: parts.model, prepare, toolworld: None, stages, meter: parts.meter, inputs })
 }

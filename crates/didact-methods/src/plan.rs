@@ -3,18 +3,20 @@
 use crate::env::RunOptions;
 use crate::error::{MethodError, gigabytes};
 use crate::meter::Readings;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Preparation};
 use crate::recipe::Recipe;
+use crate::stages::sources::SourcesStage;
 use crate::stages::{prepare, toolworld, train};
+use didact_core::cancel::Cancel;
 use didact_core::files;
 use didact_core::progress::{Silent, Table};
 use didact_core::run::{IDENTITY, RunDir, RunError};
 use didact_core::seed::Streams;
 use didact_core::stage::preview;
-use didact_train::measure_steps;
+use didact_train::{TrainError, measure_steps};
 use serde::Serialize;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Tokens of a step beyond which its speed is measured on one part of it.
 const CALIBRATION_STEPS: u64 = 2;
@@ -60,7 +62,7 @@ pub struct Plan {
     /// What the prediction of time rests on.
     pub time_source: String,
     #[serde(skip)]
-    ledger_tables: [Table; 2],
+    ledger_tables: Vec<Table>,
 }
 
 impl Plan {
@@ -78,17 +80,14 @@ impl Plan {
             vec!["training".into(), format!("about {:.0} s", self.predicted_train_s)],
             vec!["everything".into(), format!("about {:.0} s ({})", self.predicted_s, self.time_source)],
         ];
-        let [ledger, exceptions] = self.ledger_tables.clone();
-        vec![
-            Table {
-                title: format!("plan: {} in `{}`", self.recipe, self.run_dir.display()),
-                columns: column(&["stage", ""]),
-                rows: stages.collect(),
-            },
-            ledger,
-            exceptions,
-            Table { title: "predicted".into(), columns: column(&["", ""]), rows: cost },
-        ]
+        let mut tables = vec![Table {
+            title: format!("plan: {} in `{}`", self.recipe, self.run_dir.display()),
+            columns: column(&["stage", ""]),
+            rows: stages.collect(),
+        }];
+        tables.extend(self.ledger_tables.iter().cloned());
+        tables.push(Table { title: "predicted".into(), columns: column(&["", ""]), rows: cost });
+        tables
     }
 }
 
@@ -133,24 +132,34 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
     if let Some(stage) = &pipeline.toolworld {
         toolworld::write(scratch.path(), &stage.settings, streams.child(toolworld::NAME, &[]))?;
     }
-    let prepared = pipeline.prepare.write(
-        scratch.path(),
-        pipeline.toolworld.as_ref().map(|_| scratch.path()),
-        streams.child(prepare::NAME, &[]),
-        cancel,
-        &Silent,
-    )?;
     let common = recipe.typed().common();
-    let set = prepare::training_set(scratch.path(), common.train, streams.child(train::NAME, &[]))?;
     let config = pipeline.model.config();
     let longest = common.train.max_seq_len + common.generate.max_tokens;
-    pipeline.meter.check_training(config, &train::shape(common.train, &set, pipeline.model.precision()))?;
+    let look = match &pipeline.prepare {
+        Preparation::Rows(stage) => {
+            let prepared = stage.write(
+                scratch.path(),
+                pipeline.toolworld.as_ref().map(|_| scratch.path()),
+                streams.child(prepare::NAME, &[]),
+                cancel,
+                &Silent,
+            )?;
+            let set = prepare::training_set(scratch.path(), common.train, streams.child(train::NAME, &[]))?;
+            pipeline.meter.check_training(config, &train::shape(common.train, &set, pipeline.model.precision()))?;
+            let (train_s, per_token) = calibrate(&pipeline, recipe, &set)?;
+            Look {
+                ledger: serde_json::to_value(&prepared.ledger).expect("a ledger is plain data"),
+                tables: vec![prepared.ledger.table(), prepared.ledger.exceptions_table()],
+                steps: common.train.total_steps(set.batches_per_epoch()),
+                tokens_per_epoch: set.sequences().tokens(),
+                train_s,
+                per_token,
+            }
+        }
+        Preparation::Sources(stage) => look_at_sources(&pipeline, recipe, stage, scratch.path(), cancel)?,
+    };
     pipeline.meter.check_running(config, crate::stages::evaluate::STREAMS, longest)?;
     let Readings { predicted_memory_bytes, .. } = pipeline.meter.readings();
-
-    let steps = common.train.total_steps(set.batches_per_epoch());
-    let tokens_per_epoch = set.sequences().tokens();
-    let (predicted_train_s, per_token) = calibrate(&pipeline, recipe, &set)?;
     let measured = measured_tokens(scratch.path(), common.generate.max_tokens, &pipeline)?;
     Ok(Plan {
         run_dir,
@@ -158,15 +167,65 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
         recipe: recipe.method().to_owned(),
         settings: recipe.settings().clone(),
         stages,
-        ledger: serde_json::to_value(&prepared.ledger).expect("a ledger is plain data"),
-        steps,
-        tokens_per_epoch,
+        ledger: look.ledger,
+        steps: look.steps,
+        tokens_per_epoch: look.tokens_per_epoch,
         predicted_memory_bytes: predicted_memory_bytes.unwrap_or_default(),
         free_memory_bytes: (env.free_memory)(),
-        predicted_train_s,
-        predicted_s: predicted_train_s + 2.0 * measured * per_token * FORWARD_SHARE,
+        predicted_train_s: look.train_s,
+        predicted_s: look.train_s + 2.0 * measured * look.per_token * FORWARD_SHARE,
         time_source: "measured on the first steps of this training, on this machine, just now".into(),
-        ledger_tables: [prepared.ledger.table(), prepared.ledger.exceptions_table()],
+        ledger_tables: look.tables,
+    })
+}
+
+/// What a look at the data says.
+struct Look {
+    ledger: Value,
+    tables: Vec<Table>,
+    steps: u64,
+    tokens_per_epoch: u64,
+    /// Seconds of training, and per token of it.
+    train_s: f64,
+    per_token: f64,
+}
+
+/// Prepares named sources, builds their curriculum and times its first steps.
+fn look_at_sources(
+    pipeline: &Pipeline,
+    recipe: &Recipe,
+    stage: &SourcesStage,
+    scratch: &Path,
+    cancel: &Cancel,
+) -> Result<Look, MethodError> {
+    let common = recipe.typed().common();
+    let (streams, config) = (Streams::new(recipe.seed()), pipeline.model.config());
+    let records = stage.write(scratch, streams.child(prepare::NAME, &[]), cancel, &Silent)?;
+    let opened = stage.mixed.open(scratch)?;
+    let built = stage.mixed.build(&opened, common.train, config, None, streams.child(train::NAME, &[]))?;
+    let (rows, len) = built.shape;
+    let shape = train::shape_of(&built.train, rows, len, pipeline.model.precision());
+    pipeline.meter.check_training(config, &shape)?;
+    let mut decoder = pipeline.model.decoder()?;
+    if let Some(lora) = &common.train.lora {
+        decoder.add_lora(&lora.to_model(), &streams)?;
+    }
+    decoder.set_activation_checkpointing(common.train.activation_checkpointing);
+    let steps = built.train.total_steps_of(built.curriculum.steps_per_epoch()).map_err(TrainError::from)?;
+    let time = measure_steps(&decoder, built.curriculum, &built.train, CALIBRATION_STEPS)?;
+    let warnings = built.notes.warnings.iter().map(|warning| vec![warning.clone()]).collect::<Vec<_>>();
+    let mut tables = vec![crate::stages::sources::table(&records)];
+    tables.extend(built.notes.tables);
+    if !warnings.is_empty() {
+        tables.push(Table { title: "warnings".into(), columns: vec![String::new()], rows: warnings });
+    }
+    Ok(Look {
+        ledger: serde_json::to_value(&records).expect("plain data"),
+        tables,
+        steps,
+        tokens_per_epoch: records.iter().map(|record| record.tokens).sum(),
+        train_s: time.seconds_per_step * steps as f64,
+        per_token: if time.tokens_per_s > 0.0 { 1.0 / time.tokens_per_s } else { 0.0 },
     })
 }
 

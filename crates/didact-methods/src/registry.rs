@@ -9,6 +9,14 @@ pub enum Method {
     Sft,
     /// Next-token training on the user's text.
     ContinuePretrainingText,
+    /// New text without forgetting old: re-warming, decay, replay.
+    Continual,
+    /// Rows of one length per step, from short to long.
+    Decomposition,
+    /// Skills chosen by what they help with.
+    SkillIt,
+    /// Several sources by weights, or easy rows first.
+    Mixture,
 }
 
 /// A recipe that ships with the program.
@@ -24,7 +32,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 3] = [
+const RECIPES: [NamedRecipe; 7] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",
@@ -42,6 +50,30 @@ const RECIPES: [NamedRecipe; 3] = [
         summary: "next-token training on your own text; held-out perplexity before and after",
         text: include_str!("../../../recipes/continue-pretraining-text.toml"),
         method: Method::ContinuePretrainingText,
+    },
+    NamedRecipe {
+        name: "continual-pretraining",
+        summary: "new text without forgetting the old: replay, re-warming and decay; old and new loss before and after",
+        text: include_str!("../../../recipes/continual-pretraining.toml"),
+        method: Method::Continual,
+    },
+    NamedRecipe {
+        name: "dataset-decomposition",
+        summary: "documents in rows of one length per step, from short to long: no padding, no strangers in a row",
+        text: include_str!("../../../recipes/dataset-decomposition.toml"),
+        method: Method::Decomposition,
+    },
+    NamedRecipe {
+        name: "skill-it",
+        summary: "rows with a skill column, mixed by which skill helps which and what is still badly known",
+        text: include_str!("../../../recipes/skill-it.toml"),
+        method: Method::SkillIt,
+    },
+    NamedRecipe {
+        name: "mixture",
+        summary: "several sources by weights that stand still or follow a path, or one source with easy rows first",
+        text: include_str!("../../../recipes/mixture.toml"),
+        method: Method::Mixture,
     },
 ];
 

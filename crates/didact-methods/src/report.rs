@@ -1,7 +1,9 @@
 //! What came of a run: `report.json`, and the same as tables.
 
+use crate::curricula::Notes;
 use crate::error::{MethodError, gigabytes};
 use crate::meter::Readings;
+use crate::mixed::SOURCES;
 use crate::pipeline::Pipeline;
 use crate::recipe::Recipe;
 use crate::stages::evaluate::{self, Metrics, Shown};
@@ -9,10 +11,12 @@ use crate::stages::train::{self, Outcome};
 use crate::stages::{export, prepare, read_json};
 use didact_core::progress::Table;
 use didact_core::stage::StageOutcome;
+use didact_train::PoolTotals;
 use didact_verify::Category;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// One stage of a run.
@@ -43,6 +47,21 @@ pub struct SampleReport {
     pub after: String,
 }
 
+/// Losses along the way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepLosses {
+    /// Steps done.
+    pub step: u64,
+    /// Over everything measured.
+    pub loss: f64,
+    /// Of each source or skill, the mean over its documents.
+    pub losses: BTreeMap<String, f64>,
+}
+
+fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, MethodError> {
+    if path.is_file() { read_json(path).map(Some) } else { Ok(None) }
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
@@ -60,6 +79,12 @@ pub struct RunReport {
     pub metrics_after: Metrics,
     /// What training did.
     pub training: Outcome,
+    /// What was said about the curriculum, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<Notes>,
+    /// What was measured along the way, with a curriculum.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses_by_step: Vec<StepLosses>,
     /// What was trained on.
     pub ledger: Value,
     /// Predicted and measured memory and time.
@@ -108,7 +133,12 @@ impl RunReport {
             metrics_before: read_json(&before.join(evaluate::METRICS))?,
             metrics_after: read_json(&after.join(evaluate::METRICS))?,
             training: read_json(&directories[train::NAME].join(train::OUTCOME))?,
-            ledger: read_json(&directories[prepare::NAME].join(prepare::LEDGER))?,
+            curriculum: optional(&directories[train::NAME].join(train::NOTES))?,
+            losses_by_step: optional(&directories[train::NAME].join(train::LOSSES))?.unwrap_or_default(),
+            ledger: match optional(&directories[prepare::NAME].join(prepare::LEDGER))? {
+                Some(ledger) => ledger,
+                None => read_json(&directories[prepare::NAME].join(SOURCES))?,
+            },
             readings,
             samples: samples.collect(),
             model_dir: existing(export::MODEL),
@@ -125,6 +155,13 @@ impl RunReport {
         if has("held_out_tools/exact") {
             tables.push(self.tool_scores());
             tables.push(self.tool_errors());
+        }
+        if let Some(notes) = &self.curriculum {
+            tables.extend(notes.tables.iter().cloned());
+            tables.push(self.pools(notes));
+            if self.losses_by_step.len() > 2 {
+                tables.push(self.along());
+            }
         }
         tables.push(self.losses());
         if !self.samples.is_empty() {
@@ -170,19 +207,64 @@ impl RunReport {
 
     fn losses(&self) -> Table {
         let mut rows = Vec::new();
-        for (name, label) in [("held_out", "held-out rows"), ("plain_text", "plain English")] {
-            for (metric, digits) in [("loss", 4), ("perplexity", 2)] {
+        let named = [("held_out", "held-out rows"), ("plain_text", "plain English"), ("mean", "mean of the sources")];
+        let others = self.metrics_after.keys().filter_map(|name| name.strip_suffix("/loss"));
+        let others = others.filter(|name| named.iter().all(|(known, _)| known != name));
+        let mut names: Vec<(&str, &str)> = others.map(|name| (name, name)).collect();
+        names.extend(named);
+        for (name, label) in names {
+            for (metric, digits) in [("loss", 4), ("perplexity", 2), ("bits_per_byte", 4)] {
                 let name = format!("{name}/{metric}");
-                if self.metrics_after.contains_key(&name) {
+                if let Some(after) = self.metrics_after.get(&name) {
+                    let change = self.metrics_before.get(&name).map(|before| format!("{:+.digits$}", after - before));
                     let [before, after] = self.both(&name, |v| format!("{v:.digits$}"));
-                    rows.push(vec![label.to_owned(), metric.to_owned(), before, after]);
+                    rows.push(vec![
+                        label.to_owned(),
+                        metric.replace('_', " "),
+                        before,
+                        after,
+                        change.unwrap_or_else(|| "-".to_owned()),
+                    ]);
                 }
             }
         }
         Table {
             title: "loss (nats per token) and perplexity".into(),
-            columns: strings(["text", "", "before", "after"]),
+            columns: strings(["text", "", "before", "after", "change"]),
             rows,
+        }
+    }
+
+    /// What was read of each source, skill or length.
+    fn pools(&self, notes: &Notes) -> Table {
+        let all: u64 = self.training.pools.values().map(|pool| pool.targets).sum();
+        let row = |(name, pool): (&String, &PoolTotals)| {
+            let share = percent_of(pool.targets as f64 / all.max(1) as f64);
+            let rows = notes.rows.get(name).copied().unwrap_or_default().max(1);
+            let times = format!("{:.2}", pool.rows as f64 / rows as f64);
+            vec![name.clone(), pool.rows.to_string(), pool.targets.to_string(), share, times]
+        };
+        Table {
+            title: "what was read".into(),
+            columns: strings(["from", "rows", "tokens", "share", "times"]),
+            rows: self.training.pools.iter().map(row).collect(),
+        }
+    }
+
+    /// Losses along the way.
+    fn along(&self) -> Table {
+        let names: Vec<&String> = self.losses_by_step.iter().flat_map(|at| at.losses.keys()).collect();
+        let names: BTreeSet<&String> = names.into_iter().collect();
+        let row = |at: &StepLosses| {
+            let loss =
+                |name: &&String| at.losses.get(*name).map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
+            [at.step.to_string(), format!("{:.4}", at.loss)].into_iter().chain(names.iter().map(loss)).collect()
+        };
+        let heads = ["step", "all"].map(str::to_owned).into_iter().chain(names.iter().map(|name| (*name).clone()));
+        Table {
+            title: "loss along the way".into(),
+            columns: heads.collect(),
+            rows: self.losses_by_step.iter().map(row).collect(),
         }
     }
 
@@ -224,6 +306,10 @@ fn shortened(text: &str) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+fn percent_of(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
 }
 
 fn percent(share: f64) -> String {

@@ -2,10 +2,10 @@
 
 use crate::env::RunOptions;
 use crate::error::MethodError;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Preparation};
 use crate::recipe::Recipe;
 use crate::report::{RunReport, failing_stage};
-use crate::stages::{prepare, train};
+use crate::stages::{prepare, sources, train};
 use didact_core::progress::{Level, Reporter};
 use didact_core::run::RunDir;
 use didact_core::seed::Streams;
@@ -67,7 +67,11 @@ fn show_ledger_again(run: &RunDir, pipeline: &Pipeline, reporter: &dyn Reporter)
     if let Some(index) = is_there(prepare::NAME)
         && is_there(train::NAME).is_none()
     {
-        prepare::Prepared::read(&run.stage_dir(index, prepare::NAME))?.show(reporter);
+        let dir = run.stage_dir(index, prepare::NAME);
+        match &pipeline.prepare {
+            Preparation::Rows(_) => prepare::Prepared::read(&dir)?.show(reporter),
+            Preparation::Sources(_) => sources::show_again(&dir, reporter)?,
+        }
     }
     Ok(())
 }

@@ -505,7 +505,8 @@ impl<'a> Trainer<'a> {
             let found = evaluate_sets(self.decoder, &self.measured, parts, &self.session.cancel)?;
             let Some((loss, sets)) = found else { return Ok(None) };
             if progress.feed.needs_feedback() {
-                let losses = sets.iter().map(|(name, loss)| (name.clone(), loss.nats_per_token)).collect();
+                // Every sequence counts the same, as the method that is fed has it.
+                let losses = sets.iter().map(|(name, loss)| (name.clone(), loss.mean_of_examples)).collect();
                 progress.feed.observe(&Feedback { step, losses })?;
             }
             self.note_evaluation(Evaluation { step, loss, sets }, progress)?;

@@ -6,9 +6,16 @@
 
 mod document;
 mod error;
+mod mixed;
 mod settings;
 
 pub use error::{Place, RecipeError};
+pub use mixed::{
+    AggregateTable, ContinualData, ContinualSettings, ContinualTable, CurriculumTable, DecompositionSettings,
+    DecompositionTable, EtaName, EtaTable, GraphMode, GraphTable, LengthMixture, LengthMixtureName, LengthOrder,
+    MixtureRecipeSettings, OverLongTable, PaceShape, PathPoint, PathShape, Shares, Shift, SkillItSettings,
+    SkillsSetting, SkillsTable, SourceTable, SourcesTable, TailTable, WindowTable, WindowUnitTable,
+};
 pub use settings::{
     DataRecipeSettings, DataSettings, EvalSettings, ExportDtype, ExportSettings, GenerateSettings, ModelSource,
     OnBadRow, Paths, PrecisionChoice, QuickstartSettings, ToolworldSettings, TrainOn,
@@ -42,6 +49,14 @@ pub enum Settings {
     Sft(Box<DataRecipeSettings>),
     /// `continue-pretraining-text`.
     ContinuePretrainingText(Box<DataRecipeSettings>),
+    /// `continual-pretraining`.
+    Continual(Box<ContinualSettings>),
+    /// `dataset-decomposition`.
+    Decomposition(Box<DecompositionSettings>),
+    /// `skill-it`.
+    SkillIt(Box<SkillItSettings>),
+    /// `mixture`.
+    Mixture(Box<MixtureRecipeSettings>),
 }
 
 /// The tables that every recipe has.
@@ -83,6 +98,10 @@ impl Settings {
         match self {
             Self::Quickstart(s) => common!(s),
             Self::Sft(s) | Self::ContinuePretrainingText(s) => common!(s),
+            Self::Continual(s) => common!(s),
+            Self::Decomposition(s) => common!(s),
+            Self::SkillIt(s) => common!(s),
+            Self::Mixture(s) => common!(s),
         }
     }
 }
@@ -152,6 +171,10 @@ pub fn json_schema(method: Method) -> Value {
     match method {
         Method::Quickstart => schema_of::<QuickstartSettings>(),
         Method::Sft | Method::ContinuePretrainingText => schema_of::<DataRecipeSettings>(),
+        Method::Continual => schema_of::<ContinualSettings>(),
+        Method::Decomposition => schema_of::<DecompositionSettings>(),
+        Method::SkillIt => schema_of::<SkillItSettings>(),
+        Method::Mixture => schema_of::<MixtureRecipeSettings>(),
     }
 }
 
@@ -174,11 +197,19 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Method::Quickstart => Settings::Quickstart(Box::new(typed(&document)?)),
         Method::Sft => Settings::Sft(Box::new(typed(&document)?)),
         Method::ContinuePretrainingText => Settings::ContinuePretrainingText(Box::new(typed(&document)?)),
+        Method::Continual => Settings::Continual(Box::new(typed(&document)?)),
+        Method::Decomposition => Settings::Decomposition(Box::new(typed(&document)?)),
+        Method::SkillIt => Settings::SkillIt(Box::new(typed(&document)?)),
+        Method::Mixture => Settings::Mixture(Box::new(typed(&document)?)),
     };
     check(&settings, &document)?;
     let (name, resolved) = match &settings {
         Settings::Quickstart(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Sft(s) | Settings::ContinuePretrainingText(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Continual(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Decomposition(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::SkillIt(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Mixture(s) => (s.name.clone(), resolved(s.as_ref())),
     };
     let name = name.unwrap_or_else(|| named.name.to_owned());
     Ok(Recipe { named, origin: origin.to_owned(), name, settings, resolved })
@@ -268,17 +299,27 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
             )?;
         }
         Settings::Sft(s) | Settings::ContinuePretrainingText(s) => {
-            let data = &s.data;
-            if data.path.as_ref().is_none_or(|p| p.list().is_empty()) {
-                return Err(refuse("data.path", "missing; name the files to train on".into()));
-            }
-            if !(0.0..=0.5).contains(&data.held_out) {
-                return Err(refuse("data.held_out", format!("is {}, expected a share from 0 to 0.5", data.held_out)));
-            }
-            if data.held_out > 0.0 && data.held_out_rows == 0 {
-                return Err(refuse("data.held_out_rows", "is 0; to hold out nothing, set `data.held_out` to 0".into()));
-            }
+            check_data("data", &s.data, &refuse)?;
         }
+        _ => mixed::check(settings, &refuse)?,
+    }
+    Ok(())
+}
+
+type Refuse<'a> = dyn Fn(&str, String) -> RecipeError + 'a;
+
+/// Rules about one source, whose table stands at `key`.
+fn check_data(key: &str, data: &DataSettings, refuse: &Refuse<'_>) -> Result<(), RecipeError> {
+    if data.path.as_ref().is_none_or(|p| p.list().is_empty()) {
+        return Err(refuse(&format!("{key}.path"), "missing; name the files to train on".into()));
+    }
+    if !(0.0..=0.5).contains(&data.held_out) {
+        let message = format!("is {}, expected a share from 0 to 0.5", data.held_out);
+        return Err(refuse(&format!("{key}.held_out"), message));
+    }
+    if data.held_out > 0.0 && data.held_out_rows == 0 {
+        let message = format!("is 0; to hold out nothing, set `{key}.held_out` to 0");
+        return Err(refuse(&format!("{key}.held_out_rows"), message));
     }
     Ok(())
 }

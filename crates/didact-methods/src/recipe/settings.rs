@@ -262,7 +262,7 @@ impl ToolworldSettings {
     }
 }
 
-const fn default_seed() -> u64 {
+pub(super) const fn default_seed() -> u64 {
     1
 }
 

@@ -30,19 +30,24 @@ fn refused(text: &str) -> String {
 fn data(recipe: &Recipe) -> &DataRecipeSettings {
     match recipe.typed() {
         Settings::Sft(settings) | Settings::ContinuePretrainingText(settings) => settings,
-        Settings::Quickstart(_) => panic!("a recipe with data"),
+        _ => panic!("a recipe with data"),
     }
 }
 
 #[test]
 fn every_named_recipe_reads_and_names_itself() {
     for named in recipes() {
-        let overrides = [("data.path".to_owned(), "x.jsonl".to_owned())];
-        let recipe = load_recipe(named.name, if named.name == "quickstart" { &[] } else { &overrides })
-            .unwrap_or_else(|e| panic!("{}: {e}", named.name));
+        let given: &[&str] = match named.name {
+            "quickstart" => &[],
+            "continual-pretraining" => &["data.new", "data.old"],
+            "mixture" => &["sources.a"],
+            _ => &["data.path"],
+        };
+        let overrides: Vec<_> = given.iter().map(|key| ((*key).to_owned(), "x.jsonl".to_owned())).collect();
+        let recipe = load_recipe(named.name, &overrides).unwrap_or_else(|e| panic!("{}: {e}", named.name));
         assert_eq!(recipe.method(), named.name);
         assert_eq!(recipe.name(), named.name);
-        let again = read(named.text, "copy.toml", if named.name == "quickstart" { &[] } else { &overrides });
+        let again = read(named.text, "copy.toml", &overrides);
         assert_eq!(again.expect("a copy reads the same").settings(), recipe.settings());
     }
 }
@@ -207,4 +212,71 @@ fn a_model_from_scratch_takes_any_configuration_keys() {
 fn world_settings_are_checked_with_their_place() {
     let text = "recipe = \"quickstart\"\n[model]\npath = \"m\"\n[toolworld]\nnouns_per_verb = 13\n";
     assert_eq!(refused(text), "mine.toml:5:1: `toolworld.nouns_per_verb` is 13, expected 2 to 12");
+}
+
+#[test]
+fn sources_are_paths_tables_or_several_by_name() {
+    let text = |data: &str| {
+        format!("recipe = \"continual-pretraining\"\n[model]\npath = \"m\"\n[data]\nnew = \"n.jsonl\"\n{data}\n")
+    };
+    for (data, expected) in [
+        ("old = \"o.jsonl\"", vec!["o.jsonl"]),
+        ("old = [\"a.jsonl\", \"b.jsonl\"]", vec!["a.jsonl", "b.jsonl"]),
+        ("old = { path = \"o.jsonl\", held_out = 0.1 }", vec!["o.jsonl"]),
+    ] {
+        let recipe = read(&text(data), "mine.toml", &[]).expect(data);
+        let Settings::Continual(settings) = recipe.typed() else { panic!("another method") };
+        let Some(SourcesTable::One(old)) = &settings.data.old else { panic!("{data}: one source") };
+        assert_eq!(old.data().path.map(|paths| paths.list()), Some(expected.into_iter().map(str::to_owned).collect()));
+    }
+    let several = read(&text("old = { wiki = \"w/\", code = { path = \"c/\", held_out = 0.01 } }"), "mine.toml", &[]);
+    let several = several.expect("named sources");
+    let Settings::Continual(settings) = several.typed() else { panic!("another method") };
+    let Some(SourcesTable::Named(all)) = &settings.data.old else { panic!("several sources") };
+    assert_eq!(all.keys().collect::<Vec<_>>(), ["code", "wiki"]);
+    assert_eq!(all["code"].data().held_out, 0.01);
+    for (data, message) in [
+        ("", "`data.old`: missing"),
+        ("old = { new = \"x\" }", "`data.old.new`: is the name of the new data"),
+        ("old = { \"a/b\" = \"x\" }", "is no name for a source"),
+        ("old = \"x\"\n[continual]\nreplay = 1.0", "`continual.replay`: is 1"),
+        ("old = \"x\"\n[continual]\nshift = \"strange\"", "continual.shift"),
+    ] {
+        let error = refused(&text(data));
+        assert!(error.contains(message), "{data}: {error}");
+    }
+}
+
+#[test]
+fn lengths_and_rounds_are_checked_before_anything_is_read() {
+    let decomposition = |table: &str| {
+        refused(&format!(
+            "recipe = \"dataset-decomposition\"\n[model]\npath = \"m\"\n[data]\npath = \"x\"\n[decomposition]\n{table}\n"
+        ))
+    };
+    for (table, message) in [
+        ("max = 48", "`decomposition.max`: is 48, expected a power of two"),
+        ("min = 64\nmax = 32", "`decomposition.min`: is 64, more than `decomposition.max`, which is 32"),
+        ("max = 512\ntokens_per_step = 768", "`decomposition.tokens_per_step`: is 768, expected a multiple of"),
+        ("cycles = 0", "`decomposition.cycles`: is 0"),
+    ] {
+        let error = decomposition(table);
+        assert!(error.contains(message), "{table}: {error}");
+    }
+    let skills = |table: &str| {
+        refused(&format!(
+            "recipe = \"skill-it\"\n[model]\npath = \"m\"\n[data]\npath = \"x\"\n[train]\nmax_steps = 12\n[skills]\n{table}\n"
+        ))
+    };
+    for (table, message) in [
+        ("rounds = 5", "`skills.rounds` is 5, which does not divide the 12 steps"),
+        ("rounds = 3\neval_every = 3", "`skills.eval_every` is 3, which does not divide the 4 steps"),
+        ("setting = \"ft\"", "`skills.targets`: missing"),
+        ("window = { size = 0 }", "`skills.window.size`: is 0"),
+        ("eta = -1.0", "`skills.eta`: is -1"),
+        ("graph = { mode = \"file\" }", "`skills.graph.path`: missing"),
+    ] {
+        let error = skills(table);
+        assert!(error.contains(message), "{table}: {error}");
+    }
 }

@@ -5,6 +5,7 @@
 use super::{prepare, read_jsonl, toolworld, train, write_json, write_jsonl};
 use crate::error::MethodError;
 use crate::meter::Meter;
+use crate::mixed::{Mixed, Reading};
 use crate::model_source::ModelHandle;
 use crate::recipe::{EvalSettings, GenerateSettings};
 use didact_core::example::{Example, SourcedExample};
@@ -13,10 +14,11 @@ use didact_core::message::{Message, Role};
 use didact_core::progress::Table;
 use didact_core::stage::{Stage, StageContext, StageError, StageInput};
 use didact_core::verdict::{Item, Verdict, Verifier};
+use didact_data::batch::TrainingSet;
 use didact_data::template::RenderOptions;
 use didact_infer::{EngineWeights, LocalGenerator, Options};
 use didact_model::Decoder;
-use didact_train::evaluate_loss;
+use didact_train::{TokenScore, evaluate_loss, evaluate_tokens};
 use didact_verify::{Category, ToolCallVerifier};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -101,6 +103,8 @@ pub struct EvaluateStage {
     pub eval: EvalSettings,
     /// Tokens per row of held-out data.
     pub row_len: usize,
+    /// Sources whose held-out documents are measured one by one, or `None` for what the stage [`prepare`] wrote.
+    pub mixed: Option<Mixed>,
     /// Refuses what does not fit in memory.
     pub meter: Arc<Meter>,
 }
@@ -139,6 +143,9 @@ impl EvaluateStage {
 
     fn losses(&self, context: &StageContext<'_>, decoder: &Decoder, metrics: &mut Metrics) -> Result<(), MethodError> {
         let prepared = context.input(prepare::NAME);
+        if let Some(mixed) = &self.mixed {
+            self.source_losses(context, mixed, decoder, metrics)?;
+        }
         let sets: [(&str, PathBuf, usize); 2] = [
             ("held_out", prepared.join(prepare::HELD_OUT), self.row_len),
             ("plain_text", prepared.join(prepare::PLAIN_TEXT), prepare::PLAIN_TEXT_ROW),
@@ -153,6 +160,65 @@ impl EvaluateStage {
             context.reporter.count(self.name, &format!("{name} tokens"), loss.tokens, Some(loss.tokens));
         }
         Ok(())
+    }
+
+    /// The loss of each source's held-out documents, their mean, and by documents' lengths.
+    fn source_losses(
+        &self,
+        context: &StageContext<'_>,
+        mixed: &Mixed,
+        decoder: &Decoder,
+        metrics: &mut Metrics,
+    ) -> Result<(), MethodError> {
+        let opened = mixed.open(context.input(prepare::NAME))?;
+        let row_len = match &mixed.reading {
+            Reading::Length(table) => table.max,
+            _ => self.row_len,
+        };
+        let row_len = row_len.min(self.model.config().max_position_embeddings);
+        let (mut sum, mut sets) = (0.0, 0);
+        for (name, set) in mixed.measuring_sets(&opened, row_len, self.eval.batch_size)? {
+            let scores = evaluate_tokens(decoder, &set, 1, &context.cancel)?;
+            let Some(scores) = scores else { return Err(stopped(context)) };
+            let loss = mean(scores.iter().map(|score| score.nll)).unwrap_or_default();
+            metrics.insert(format!("{name}/loss"), loss);
+            metrics.insert(format!("{name}/perplexity"), loss.exp());
+            metrics.insert(format!("{name}/bits_per_byte"), {
+                let bytes = self.bytes(&set)?;
+                loss * scores.len() as f64 / std::f64::consts::LN_2 / bytes.max(1) as f64
+            });
+            if let Reading::Length(table) = &mixed.reading {
+                let lengths: Vec<u32> = set.sequences().extents()?.into_iter().map(|(length, _)| length).collect();
+                let mut from = 0;
+                let mut edge = table.min as u32;
+                while from <= table.max as u32 {
+                    let until = if edge > table.max as u32 { u32::MAX } else { edge };
+                    let in_band = |score: &&TokenScore| (from..until).contains(&lengths[score.sequence as usize]);
+                    if let Some(loss) = mean(scores.iter().filter(in_band).map(|score| score.nll)) {
+                        let name = if until == u32::MAX { format!("{from}-") } else { format!("{from}-{}", until - 1) };
+                        metrics.insert(format!("documents of {name} tokens/loss"), loss);
+                    }
+                    (from, edge) = (edge, edge.saturating_mul(BAND));
+                }
+            }
+            let tokens = scores.len() as u64;
+            context.reporter.count(self.name, &format!("{name} tokens"), tokens, Some(tokens));
+            sum += loss;
+            sets += 1;
+        }
+        if sets > 1 {
+            metrics.insert("mean/loss".into(), sum / f64::from(sets));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the text that a set's tokens stand for.
+    fn bytes(&self, set: &TrainingSet) -> Result<u64, MethodError> {
+        let sequences = set.sequences();
+        let text = |index: usize| -> Result<u64, MethodError> {
+            Ok(self.model.tokenizer().decode(&sequences.sequence(index)?.ids, true)?.len() as u64)
+        };
+        (0..sequences.len()).try_fold(0, |sum, index| Ok(sum + text(index)?))
     }
 
     /// Asks every request of the test sets and judges the answers.
@@ -297,6 +363,18 @@ impl EvaluateStage {
     }
 }
 
+/// Length of a band of documents over that of the band before.
+const BAND: u32 = 4;
+
+fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
+    let (mut sum, mut count) = (0.0, 0u64);
+    for value in values {
+        sum += f64::from(value);
+        count += 1;
+    }
+    (count > 0).then(|| sum / count as f64)
+}
+
 fn stopped(context: &StageContext<'_>) -> MethodError {
     MethodError::Stopped { run_dir: context.run.root().to_owned() }
 }
@@ -347,7 +425,11 @@ impl Stage for EvaluateStage {
     }
 
     fn settings(&self) -> Value {
-        json!({ "generate": self.generate, "eval": self.eval, "row_len": self.row_len })
+        let mut settings = json!({ "generate": self.generate, "eval": self.eval, "row_len": self.row_len });
+        if let Some(mixed) = &self.mixed {
+            settings["reading"] = json!(mixed.reading);
+        }
+        settings
     }
 
     fn inputs(&self) -> Vec<StageInput> {

@@ -2,8 +2,10 @@
 
 pub mod evaluate;
 pub mod export;
+pub mod graph;
 pub mod prepare;
 pub mod rows;
+pub mod sources;
 pub mod toolworld;
 pub mod train;
 

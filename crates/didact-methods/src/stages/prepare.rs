@@ -219,7 +219,7 @@ fn visit_toolworld(
 }
 
 /// The plain English as one document per paragraph is too short to show context; it is one document.
-fn write_plain_text(model: &ModelHandle, dir: &Path) -> Result<(), MethodError> {
+pub(super) fn write_plain_text(model: &ModelHandle, dir: &Path) -> Result<(), MethodError> {
     let encoder = Encoder::new(model.tokenizer(), EncodeOptions::default())?;
     let mut writer = SequenceWriter::create(dir)?;
     let example = Example::Text { text: EVERYDAY.to_owned() };
