@@ -174,12 +174,6 @@ fn mixture(
         return Ok(built(curriculum, train, notes));
     }
     let names: Vec<&str> = pools.iter().map(Pool::name).collect();
-    let named = table.weights.keys().chain(table.max_epochs.keys());
-    if let Some(name) =
-        named.chain(table.path.iter().flat_map(|p| p.weights.keys())).find(|n| !names.contains(&n.as_str()))
-    {
-        return refuse(format!("`curriculum` names `{name}`; the sources are {}", names.join(", ")));
-    }
     let of = |weights: &BTreeMap<String, f64>| -> Vec<f64> {
         names.iter().map(|name| weights.get(*name).copied().unwrap_or(0.0)).collect()
     };

@@ -591,6 +591,19 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
             if cycles == 0 {
                 return Err(refuse("decomposition.cycles", "is 0, expected at least 1".into()));
             }
+            let lengths = (max.ilog2() - min.ilog2() + 1) as usize;
+            if let Some(odds) = &s.decomposition.odds
+                && (odds.len() != lengths || odds.iter().any(|odds| !(odds.is_finite() && *odds > 0.0)))
+            {
+                let message = format!("is {odds:?}, expected {lengths} numbers above 0, one per length");
+                return Err(refuse("decomposition.odds", message));
+            }
+            if let LengthMixture::Tokens(tokens) = &s.decomposition.mixture
+                && tokens.len() != lengths
+            {
+                let message = format!("has {}, expected {lengths} numbers, one per length", tokens.len());
+                return Err(refuse("decomposition.mixture", message));
+            }
         }
         Settings::SkillIt(s) => {
             check_data("data", &s.data, refuse)?;
@@ -646,6 +659,14 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
             let table = &s.curriculum;
             if !table.path.is_empty() && !table.weights.is_empty() {
                 return Err(refuse("curriculum.path", "excludes `curriculum.weights`; remove one".into()));
+            }
+            let on_path = table.path.iter().flat_map(|point| point.weights.keys()).map(|name| ("path", name));
+            let named = table.weights.keys().map(|name| ("weights", name));
+            let mut named = named.chain(table.max_epochs.keys().map(|name| ("max_epochs", name))).chain(on_path);
+            if let Some((key, name)) = named.find(|(_, name)| !s.sources.contains_key(*name)) {
+                let sources: Vec<&str> = s.sources.keys().map(String::as_str).collect();
+                let message = format!("names `{name}`; the sources are {}", sources.join(", "));
+                return Err(refuse(&format!("curriculum.{key}"), message));
             }
         }
         Settings::Quickstart(_) | Settings::Sft(_) | Settings::ContinuePretrainingText(_) => {}
