@@ -1,6 +1,6 @@
 //! What reproductions share: small models from scratch, stores of made-up sequences, and trainings inside an arm.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 use didact_core::files;
@@ -10,11 +10,10 @@ use didact_data::batch::{Batch, TrainingSet};
 use didact_data::packing::Packing;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_kernels::Precision;
-use didact_model::export::save_model;
-use didact_model::{Checkpoint, Decoder, Dtype, ModelConfig};
+use didact_model::{Decoder, ModelConfig};
 use didact_train::{
-    CheckpointStore, EvalLoss, Hook, HookResult, Measured, Session, Source, StepPlan, TokenScore, TrainConfig,
-    TrainOutcome, Trainer, evaluate_loss, evaluate_tokens,
+    EvalLoss, Hook, HookResult, Measured, Session, Source, StepPlan, TokenScore, TrainConfig, TrainOutcome, Trainer,
+    evaluate_loss, evaluate_tokens,
 };
 use serde_json::{Value, json};
 
@@ -23,8 +22,6 @@ use crate::reproduce::Lab;
 
 /// Rows measured at a time.
 const EVAL_ROWS: usize = 256;
-/// Inside the directory of a training.
-const CHECKPOINTS: &str = "checkpoints";
 
 /// The shape of a small Llama with tied embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -118,25 +115,6 @@ fn stopped(lab: &Lab<'_>) -> MethodError {
     MethodError::Stopped { run_dir: lab.context().run.root().to_owned() }
 }
 
-/// Keeps a model for later arms.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn save(decoder: &Decoder, dir: &Path) -> Result<(), MethodError> {
-    save_model(dir, decoder.config(), decoder.merged(), Dtype::F32)?;
-    Ok(())
-}
-
-/// The model that an earlier arm kept.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn load(dir: &Path) -> Result<Decoder, MethodError> {
-    let mut decoder = Decoder::load(&Checkpoint::open(dir)?, &Device::default())?;
-    decoder.set_precision(Precision::F32);
-    Ok(decoder)
-}
-
 /// A training inside an arm.
 pub struct Training<'a> {
     /// Its name, unique within the arm: part of its metrics' stage and of its checkpoints' directory.
@@ -158,11 +136,11 @@ pub struct Training<'a> {
 pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Result<TrainOutcome, MethodError> {
     let Training { name, source, measured, config, without_borders } = training;
     let context = lab.context();
-    let dir = directory(lab, name);
+    let dir = lab.dir().join(format!("{name}.train"));
     files::create_dir_all(&dir)?;
     let session = Session {
         stage: format!("{}/{name}", context.name),
-        checkpoints: dir.join(CHECKPOINTS),
+        checkpoints: dir.join("checkpoints"),
         feedback: dir.join("feedback.log"),
         streams: lab.streams().child("training", &[]),
         ..Session::from(context)
@@ -170,21 +148,6 @@ pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Re
     let trainer = Trainer::new(decoder, source, measured, config, session);
     let trainer = if without_borders { trainer.with_hook(WithoutBorders) } else { trainer };
     Ok(trainer.run()?)
-}
-
-/// Gives a model the weights that it had at a step of a training inside this arm, of those that were kept.
-///
-/// # Errors
-/// When that step was not kept.
-pub fn restore(lab: &Lab<'_>, name: &str, step: u64, decoder: &mut Decoder) -> Result<(), MethodError> {
-    let checkpoints = CheckpointStore::new(directory(lab, name).join(CHECKPOINTS));
-    checkpoints.restore_parameters(step, decoder.parameters_mut())?;
-    Ok(())
-}
-
-/// Where a training inside an arm keeps what it needs to go on.
-fn directory(lab: &Lab<'_>, name: &str) -> PathBuf {
-    lab.dir().join(format!("{name}.train"))
 }
 
 /// Rows as concatenate-and-chunk has them: what lies in one row sees everything before it.

@@ -462,4 +462,8 @@ impl Reproduction for DatasetDecomposition {
         }
         checks
     }
+
+    fn shown(&self) -> &'static [&'static str] {
+        &[SECONDS, "steps"]
+    }
 }

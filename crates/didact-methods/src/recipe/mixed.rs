@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::{
     DataSettings, EvalSettings, ExportSettings, GenerateSettings, ModelSource, Paths, PrecisionChoice, default_seed,
+    recipe_settings,
 };
 use super::{RecipeError, Refuse, Settings, check_data};
 use crate::skills::Normalise;
@@ -444,44 +445,6 @@ impl Default for CurriculumTable {
             pace_end: 0.875,
         }
     }
-}
-
-/// A recipe's settings: the tables that every recipe has, and its own.
-macro_rules! recipe_settings {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-        #[serde(deny_unknown_fields)]
-        pub struct $name {
-            /// The method.
-            pub recipe: String,
-            /// Names the run directory.
-            #[serde(default)]
-            pub name: Option<String>,
-            /// Root of all randomness.
-            #[serde(default = "default_seed")]
-            pub seed: u64,
-            /// Arithmetic of matrix products.
-            #[serde(default)]
-            pub precision: PrecisionChoice,
-            /// The model to train.
-            #[serde(default)]
-            pub model: ModelSource,
-            $($(#[$field_doc])* #[serde(default)] pub $field: $type,)*
-            /// How to train.
-            #[serde(default)]
-            pub train: TrainConfig,
-            /// Answers.
-            #[serde(default)]
-            pub generate: GenerateSettings,
-            /// Measurements.
-            #[serde(default)]
-            pub eval: EvalSettings,
-            /// What to write.
-            #[serde(default)]
-            pub export: ExportSettings,
-        }
-    };
 }
 
 recipe_settings! {

@@ -266,72 +266,58 @@ pub(super) const fn default_seed() -> u64 {
     1
 }
 
-/// The recipe `quickstart`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct QuickstartSettings {
-    /// The method: `quickstart`.
-    pub recipe: String,
-    /// Names the run directory.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Root of all randomness.
-    #[serde(default = "default_seed")]
-    pub seed: u64,
-    /// Arithmetic of matrix products.
-    #[serde(default)]
-    pub precision: PrecisionChoice,
-    /// The model to teach.
-    #[serde(default)]
-    pub model: ModelSource,
-    /// What to teach it.
-    #[serde(default)]
-    pub toolworld: ToolworldSettings,
-    /// How to train.
-    #[serde(default)]
-    pub train: TrainConfig,
-    /// Answers.
-    #[serde(default)]
-    pub generate: GenerateSettings,
-    /// Measurements.
-    #[serde(default)]
-    pub eval: EvalSettings,
-    /// What to write.
-    #[serde(default)]
-    pub export: ExportSettings,
+/// A recipe's settings: the tables that every recipe has, and its own.
+macro_rules! recipe_settings {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// The method.
+            pub recipe: String,
+            /// Names the run directory.
+            #[serde(default)]
+            pub name: Option<String>,
+            /// Root of all randomness.
+            #[serde(default = "default_seed")]
+            pub seed: u64,
+            /// Arithmetic of matrix products.
+            #[serde(default)]
+            pub precision: PrecisionChoice,
+            /// The model to train.
+            #[serde(default)]
+            pub model: ModelSource,
+            $($(#[$field_doc])* #[serde(default)] pub $field: $type,)*
+            /// How to train.
+            #[serde(default)]
+            pub train: TrainConfig,
+            /// Answers.
+            #[serde(default)]
+            pub generate: GenerateSettings,
+            /// Measurements.
+            #[serde(default)]
+            pub eval: EvalSettings,
+            /// What to write.
+            #[serde(default)]
+            pub export: ExportSettings,
+        }
+    };
 }
 
-/// The recipes `sft` and `continue-pretraining-text`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipeSettings {
-    /// The method: `sft` or `continue-pretraining-text`.
-    pub recipe: String,
-    /// Names the run directory.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Root of all randomness.
-    #[serde(default = "default_seed")]
-    pub seed: u64,
-    /// Arithmetic of matrix products.
-    #[serde(default)]
-    pub precision: PrecisionChoice,
-    /// The model to train.
-    #[serde(default)]
-    pub model: ModelSource,
-    /// What to train it on.
-    #[serde(default)]
-    pub data: DataSettings,
-    /// How to train.
-    #[serde(default)]
-    pub train: TrainConfig,
-    /// Answers.
-    #[serde(default)]
-    pub generate: GenerateSettings,
-    /// Measurements.
-    #[serde(default)]
-    pub eval: EvalSettings,
-    /// What to write.
-    #[serde(default)]
-    pub export: ExportSettings,
+pub(super) use recipe_settings;
+
+recipe_settings! {
+    /// The recipe `quickstart`.
+    QuickstartSettings {
+        /// What to teach the model.
+        toolworld: ToolworldSettings,
+    }
+}
+
+recipe_settings! {
+    /// The recipes `sft` and `continue-pretraining-text`.
+    DataRecipeSettings {
+        /// What to train the model on.
+        data: DataSettings,
+    }
 }

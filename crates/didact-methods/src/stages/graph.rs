@@ -25,7 +25,7 @@ use crate::meter::Meter;
 use crate::mixed::{Mixed, Opened};
 use crate::model_source::ModelHandle;
 use crate::recipe::{GraphMode, SkillsSetting, SkillsTable};
-use crate::skills::{Drops, SkillsGraph};
+use crate::skills::{Drops, SkillsError, SkillsGraph};
 
 /// Name and kind of the stage.
 pub const NAME: &str = "graph";
@@ -190,11 +190,11 @@ impl GraphStage {
             let Some(loss) = evaluate_loss(&decoder, set, 1, &context.cancel)? else {
                 return Err(MethodError::Stopped { run_dir: context.run.root().to_owned() });
             };
-            losses.push(loss.mean_of_examples);
-            if !loss.mean_of_examples.is_finite() {
-                let reason = format!("non-finite loss for skill `{name}`");
-                return Err(MethodError::Sources { reason });
+            let loss = loss.mean_of_examples;
+            if !loss.is_finite() {
+                return Err(SkillsError::NonFinite { skill: name.clone(), loss }.into());
             }
+            losses.push(loss);
         }
         if let Some(parent) = path.parent() {
             files::create_dir_all(parent)?;
