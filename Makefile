@@ -13,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu results lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
+.PHONY: help demo test test-model test-wgpu check-cuda results lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fail
 test-wgpu: ## trains on a Vulkan device and compares with the CPU (Debian: apt-get install mesa-vulkan-drivers)
 	CARGO_TARGET_DIR=$(WGPU_TARGET) $(CARGO) test --locked -p didact --features wgpu --test device \
 	  --config 'profile.dev.package."*".opt-level=1'
+
+check-cuda: ## compiles what --features cuda adds; DOCS_RS leaves out the LLVM that only linking needs
+	DOCS_RS=1 CARGO_TARGET_DIR=target/cuda $(CARGO) check --locked -p didact --features cuda
 
 bench: bench-train bench-kernels ## Didact beside PyTorch, into bench/RESULTS.md (needs torch, transformers: make bench PYTHON=...)
 

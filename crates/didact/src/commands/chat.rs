@@ -1,5 +1,7 @@
 //! `didact chat`: a conversation in the terminal.
 
+mod lines;
+
 use super::local::{ModelFiles, NamedAdapter};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
@@ -8,9 +10,9 @@ use didact_core::files;
 use didact_core::generate::{FinishReason, Prompt, Request, RequestError, Sampling};
 use didact_core::message::{Message, Role};
 use didact_infer::{Event, LocalModel, Options, Scheduler};
+use lines::{Line, Lines};
 use serde_json::json;
 use signal_hook::consts::SIGINT;
-use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,6 +23,8 @@ const HELP: &str = "\
 /help          this list
 /exit          end, as Ctrl-D does
 Ctrl-C ends an answer; what was written of it stays. A line that ends in \\ goes on in the next one.";
+
+const COMMANDS: [&str; 5] = ["/reset", "/system", "/save", "/help", "/exit"];
 
 /// Options of `didact chat`.
 #[derive(Debug, Args)]
@@ -78,16 +82,17 @@ pub(crate) fn run(args: &ChatArgs, global: &Global, output: &Output) -> anyhow::
     let system = args.system.as_deref().map(|text| Message::new(Role::System, text));
     let limit = args.max_tokens;
     let mut chat = Chat { model, scheduler, sampling, limit, system, turns: Vec::new(), interrupt, output };
-    let mut lines = Lines::new(output);
-    if lines.is_interactive {
+    let mut lines = Lines::new(&COMMANDS)?;
+    if lines.is_interactive() {
         output.note("/help shows what there is beside talking");
     }
-    while let Some(line) = lines.read()? {
-        if !chat.obey(line.trim())? {
-            break;
+    loop {
+        match lines.read()? {
+            Line::Text(line) if chat.obey(line.trim())? => {}
+            Line::Text(_) | Line::End => return Ok(Status::Done),
+            Line::Interrupted => return Ok(Status::Stopped),
         }
     }
-    Ok(Status::Done)
 }
 
 /// Ctrl-C while an answer is being written ends the answer; at other times it ends the program.
@@ -124,47 +129,6 @@ impl Interrupt {
 
     fn end(&self) {
         self.is_answering.store(false, Ordering::SeqCst);
-    }
-}
-
-/// What the user types, line by line. On a terminal the system's own line editing is at work.
-struct Lines<'a> {
-    output: &'a Output,
-    is_interactive: bool,
-}
-
-impl<'a> Lines<'a> {
-    fn new(output: &'a Output) -> Self {
-        Self { output, is_interactive: std::io::stdin().is_terminal() && std::io::stdout().is_terminal() }
-    }
-
-    /// The next line that says something, continued lines joined; `None` at the end.
-    fn read(&mut self) -> anyhow::Result<Option<String>> {
-        let mut text = String::new();
-        loop {
-            let Some(line) = self.line(if text.is_empty() { "> " } else { ". " })? else {
-                return Ok((!text.trim().is_empty()).then_some(text));
-            };
-            if let Some(begin) = line.strip_suffix('\\') {
-                text.push_str(begin);
-                text.push('\n');
-                continue;
-            }
-            text.push_str(&line);
-            if !text.trim().is_empty() {
-                return Ok(Some(text));
-            }
-            text.clear();
-        }
-    }
-
-    fn line(&mut self, prompt: &str) -> anyhow::Result<Option<String>> {
-        if self.is_interactive {
-            self.output.inline(prompt);
-        }
-        let mut line = String::new();
-        let is_end = std::io::stdin().lock().read_line(&mut line)? == 0;
-        Ok((!is_end).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
     }
 }
 
