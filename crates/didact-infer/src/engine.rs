@@ -102,7 +102,7 @@ impl Linear {
         } else {
             MatRef::transposed(&stacked, inputs)
         };
-        let weight = PackedB::new(from, inputs, outputs, precision);
+        let weight = PackedB::for_rows(from, inputs, outputs, precision);
         Self { weight, bias: (!bias.is_empty()).then_some(bias) }
     }
 
@@ -178,7 +178,7 @@ impl Engine {
         };
         let table = |values: &[f32]| {
             let columns = MatRef::transposed(values, config.hidden_size);
-            PackedB::new(columns, config.hidden_size, config.vocab_size, precision)
+            PackedB::for_rows(columns, config.hidden_size, config.vocab_size, precision)
         };
         let embedding = table(&w.take(embedding).1);
         let head = (!config.tie_word_embeddings).then(|| table(&w.take("lm_head.weight").1));

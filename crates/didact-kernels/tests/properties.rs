@@ -28,11 +28,12 @@ fn rows(count: impl Strategy<Value = usize>) -> impl Strategy<Value = (usize, us
     (count, width())
 }
 
-/// Each result within `share` of the size that its sum has.
+/// Each result within `share` of the size that its sum has. Tails of exponentials end near the smallest f32, and are
+/// multiplied by values of up to 1e6.
 fn close(what: &str, got: &[f32], want: &[(f64, f64)], share: f64) -> Result<(), TestCaseError> {
     prop_assert_eq!(got.len(), want.len(), "{}: lengths", what);
     for (i, (&got, &(want, size))) in got.iter().zip(want).enumerate() {
-        let allowed = share * size.abs().max(want.abs()) + 1e-37;
+        let allowed = share * size.abs().max(want.abs()) + 1e-31;
         prop_assert!((f64::from(got) - want).abs() <= allowed, "{what}: element {i} is {got}, expected {want}");
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What reproductions share: small models from scratch, stores of made-up sequences, and trainings inside an arm.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use didact_core::files;
@@ -10,10 +10,11 @@ use didact_data::batch::{Batch, TrainingSet};
 use didact_data::packing::Packing;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_kernels::Precision;
-use didact_model::{Decoder, ModelConfig};
+use didact_model::export::save_model;
+use didact_model::{Checkpoint, Decoder, Dtype, ModelConfig};
 use didact_train::{
-    EvalLoss, Hook, HookResult, Measured, Session, Source, StepPlan, TokenScore, TrainConfig, TrainOutcome, Trainer,
-    evaluate_loss, evaluate_tokens,
+    CheckpointStore, EvalLoss, Hook, HookResult, Measured, Session, Source, StepPlan, TokenScore, TrainConfig,
+    TrainOutcome, Trainer, evaluate_loss, evaluate_tokens,
 };
 use serde_json::{Value, json};
 
@@ -140,7 +141,7 @@ pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Re
     files::create_dir_all(&dir)?;
     let session = Session {
         stage: format!("{}/{name}", context.name),
-        checkpoints: dir.join("checkpoints"),
+        checkpoints: checkpoints(lab, name),
         feedback: dir.join("feedback.log"),
         streams: lab.streams().child("training", &[]),
         ..Session::from(context)
@@ -148,6 +149,50 @@ pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Re
     let trainer = Trainer::new(decoder, source, measured, config, session);
     let trainer = if without_borders { trainer.with_hook(WithoutBorders) } else { trainer };
     Ok(trainer.run()?)
+}
+
+/// Keeps a model as a part of the arm's result, for arms that need this one.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(lab: &Lab<'_>, name: &str, decoder: &Decoder) -> Result<(), MethodError> {
+    save_model(&lab.dir().join(name), decoder.config(), decoder.merged(), Dtype::F32)?;
+    Ok(())
+}
+
+/// A model that an arm that this one needs has kept.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn load(lab: &Lab<'_>, arm: &str, name: &str) -> Result<Decoder, MethodError> {
+    let checkpoint = Checkpoint::open(lab.arm(arm).join(name))?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::default())?;
+    decoder.set_precision(Precision::F32);
+    Ok(decoder)
+}
+
+/// Gives a model the weights that a training of this arm had before the final decay of its learning rate.
+///
+/// # Errors
+/// When there are none: the schedule has no such decay, or the training is not finished.
+pub fn restore_trunk(
+    lab: &Lab<'_>,
+    name: &str,
+    outcome: &TrainOutcome,
+    decoder: &mut Decoder,
+) -> Result<(), MethodError> {
+    let checkpoints = checkpoints(lab, name);
+    let step = outcome.trunk_step.ok_or_else(|| MethodError::Artifact {
+        path: checkpoints.clone(),
+        reason: "there is no checkpoint before the final decay of the learning rate".to_owned(),
+    })?;
+    CheckpointStore::new(checkpoints).restore_parameters(step, decoder.parameters_mut())?;
+    Ok(())
+}
+
+/// Where a training of an arm keeps its checkpoints.
+fn checkpoints(lab: &Lab<'_>, name: &str) -> PathBuf {
+    lab.dir().join(format!("{name}.train")).join("checkpoints")
 }
 
 /// Rows as concatenate-and-chunk has them: what lies in one row sees everything before it.

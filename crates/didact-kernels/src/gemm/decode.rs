@@ -21,9 +21,19 @@ const FEW: usize = 64;
 /// If a slice is too short for its shape, or `ldc < b.n()`.
 pub fn gemm_rows(c: &mut [f32], ldc: usize, m: usize, a: &[f32], b: &PackedB, accumulate: bool) {
     #[cfg(target_arch = "x86_64")]
-    if m > 0 && m <= FEW && b.k > 0 && b.n > 0 && b.plan.format == Format::Bf16Pair {
-        stream::multiply(c, ldc, m, a, b, accumulate);
-        return;
+    if b.k > 0 && b.n > 0 && b.plan.format == Format::Bf16Pair {
+        if b.plan.is_for_rows_only() {
+            // The tiles of larger products do not know this form; pieces of `FEW` rows meet a block often enough.
+            for first in (0..m).step_by(FEW) {
+                let rows = FEW.min(m - first);
+                stream::multiply(&mut c[first * ldc..], ldc, rows, &a[first * b.k..], b, accumulate);
+            }
+            return;
+        }
+        if m > 0 && m <= FEW {
+            stream::multiply(c, ldc, m, a, b, accumulate);
+            return;
+        }
     }
     gemm_packed(c, ldc, m, MatRef::rows(a, b.k), b, accumulate);
 }
@@ -55,7 +65,8 @@ impl PackedB {
 
 #[cfg(target_arch = "x86_64")]
 mod stream {
-    //! The micro-kernel of bf16 pairs over rows that are not rearranged.
+    //! The micro-kernels of bf16 pairs over rows that are not rearranged: multiplied by the dot product of pairs, or widened
+    //! to f32 first.
 
     use super::super::drive::with_scratch;
     use super::PackedB;
@@ -63,8 +74,10 @@ mod stream {
     use crate::simd::x86::first_lanes;
     use rayon::prelude::*;
     use std::arch::x86_64::{
-        __m512, __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
-        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+        _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_cvtpbh_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     /// Columns of a panel.
@@ -93,11 +106,13 @@ mod stream {
 
     /// A weight's panels and the rows, rounded.
     struct Operands<'a> {
-        /// `m` rows of `words` words.
+        /// `m` rows of `words` pairs, or of twice as many f32.
         a: &'a [f32],
         /// Panels of `words × WIDTH` words.
         b: &'a [f32],
         words: usize,
+        /// Whether pairs are widened.
+        is_wide: bool,
     }
 
     pub(super) fn multiply(c: &mut [f32], ldc: usize, m: usize, a: &[f32], weight: &PackedB, accumulate: bool) {
@@ -113,20 +128,22 @@ mod stream {
         );
         assert!(weight.plan.b_width == WIDTH, "gemm: panels of {} columns", weight.plan.b_width);
         let words = k.div_ceil(2);
+        let is_wide = weight.plan.is_for_rows_only();
+        let row = if is_wide { 2 * words } else { words };
         let target = Target { c: c.as_mut_ptr(), ldc, m, n };
-        with_scratch(m * words, |rounded| {
+        with_scratch(m * row, |rounded| {
             let round = |(to, from): (&mut [f32], &[f32])| {
                 // SAFETY: the features were just found.
-                unsafe { round(to, from) };
+                unsafe { if is_wide { round_wide(to, from) } else { round(to, from) } };
             };
             let a = &a[..m * k];
             if m * k < PARALLEL_ROUNDING {
-                rounded.chunks_exact_mut(words).zip(a.chunks_exact(k)).for_each(round);
+                rounded.chunks_exact_mut(row).zip(a.chunks_exact(k)).for_each(round);
             } else {
-                let rows = rounded.par_chunks_exact_mut(words).zip(a.par_chunks_exact(k));
+                let rows = rounded.par_chunks_exact_mut(row).zip(a.par_chunks_exact(k));
                 rows.with_min_len(m.div_ceil(rayon::current_num_threads())).for_each(round);
             }
-            let operands = Operands { a: rounded, b: &weight.panels, words };
+            let operands = Operands { a: rounded, b: &weight.panels, words, is_wide };
             let panels = n.div_ceil(WIDTH);
             // SAFETY: the features were just found; ranges of different tasks have no panel in common.
             let task = |first: usize, end: usize| unsafe { columns(&target, &operands, first, end, accumulate) };
@@ -157,15 +174,30 @@ mod stream {
         }
     }
 
+    /// A row rounded to bf16, as f32; what `to` has beyond `from` becomes 0.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn round_wide(to: &mut [f32], from: &[f32]) {
+        let there = from.len();
+        for (i, to) in to.chunks_mut(16).enumerate() {
+            // SAFETY: the masks admit only what `from` and `to` have.
+            unsafe {
+                let mask = first_lanes(there.saturating_sub(16 * i).min(16));
+                let x = _mm512_maskz_loadu_ps(mask, from.as_ptr().wrapping_add(16 * i));
+                _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(to.len()), _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(x)));
+            }
+        }
+    }
+
     /// Panels `first..end` of the product.
     ///
     /// # Safety
     /// The machine must have AVX-512 F and BF16, and nobody else may write these panels' columns of C meanwhile.
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn columns(target: &Target, operands: &Operands, first: usize, end: usize, accumulate: bool) {
-        let Operands { a, b, words } = *operands;
+        let Operands { a, b, words, is_wide } = *operands;
         let Target { c, ldc, m, n } = *target;
-        assert!(a.len() >= m * words && b.len() >= end * words * WIDTH, "gemm: operands that are too short");
+        let per_word = if is_wide { 2 } else { 1 };
+        assert!(a.len() >= m * words * per_word && b.len() >= end * words * WIDTH, "gemm: operands that are too short");
         // Groups of about the same number of rows.
         let groups = m.div_ceil(ROWS);
         let mut side = [0.0f32; super::FEW * WIDTH];
@@ -191,8 +223,8 @@ mod stream {
                     let (row, next) = (group * m / groups, (group + 1) * m / groups);
                     let part = Part {
                         // SAFETY: the row and its word exist, as checked above.
-                        a: unsafe { a.as_ptr().add(row * words + k0) },
-                        a_stride: words,
+                        a: unsafe { a.as_ptr().add((row * words + k0) * per_word) },
+                        a_stride: words * per_word,
                         b: block,
                         // SAFETY: the row exists, as `multiply` has checked, or is one of `FEW`.
                         c: unsafe { to.add(row * stride) },
@@ -203,7 +235,9 @@ mod stream {
                         high: group + 1 == groups.min(2),
                     };
                     // SAFETY: as promised to this function; rows of `a` have `len` words from `k0` on.
-                    unsafe { rows_of(next - row, &part) };
+                    unsafe {
+                        if is_wide { rows_of::<true>(next - row, &part) } else { rows_of::<false>(next - row, &part) }
+                    };
                 }
             }
             if !is_whole {
@@ -230,15 +264,15 @@ mod stream {
     }
 
     /// # Safety
-    /// The machine must have AVX-512 F and BF16; `count` rows of `a` have as many words as the block, and of `c` a whole
-    /// panel's width that nobody else touches meanwhile.
+    /// The machine must have AVX-512 F and BF16; `count` rows of `a` have as many words (with `WIDE` twice as many f32) as
+    /// the block, and of `c` a whole panel's width that nobody else touches meanwhile.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn rows_of(count: usize, part: &Part) {
+    unsafe fn rows_of<const WIDE: bool>(count: usize, part: &Part) {
         macro_rules! by_height {
             ($($height:literal)*) => {
                 match count {
                     // SAFETY: as promised to this function.
-                    $($height => unsafe { rows::<$height>(part) },)*
+                    $($height => unsafe { rows::<WIDE, $height>(part) },)*
                     count => unreachable!("{count} rows"),
                 }
             };
@@ -250,8 +284,9 @@ mod stream {
     /// As [`rows_of`], with `MR` rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn rows<const MR: usize>(part: &Part) {
+    unsafe fn rows<const WIDE: bool, const MR: usize>(part: &Part) {
         let Part { a, a_stride, b, c, ldc, accumulate, low, high } = *part;
+        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         if accumulate {
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -272,11 +307,26 @@ mod stream {
             if high {
                 _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(16).cast());
             }
-            // SAFETY: a line is two vectors of 64 bytes of plain bits.
-            let line = unsafe {
-                let (low, high) = (_mm512_loadu_ps(line.as_ptr()), _mm512_loadu_ps(line.as_ptr().add(16)));
-                std::mem::transmute::<[__m512; 2], [__m512bh; 2]>([low, high])
-            };
+            // SAFETY: a line is two vectors.
+            let line = unsafe { [_mm512_loadu_ps(line.as_ptr()), _mm512_loadu_ps(line.as_ptr().add(16))] };
+            if WIDE {
+                let bits = line.map(|x| _mm512_castps_si512(x));
+                let earlier = bits.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)));
+                let later = bits.map(|x| _mm512_castsi512_ps(_mm512_and_si512(x, upper)));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: row `i` has both steps of the word.
+                    let [first, second] = unsafe {
+                        let pair = a.add(i * a_stride + 2 * word);
+                        [_mm512_set1_ps(*pair), _mm512_set1_ps(*pair.add(1))]
+                    };
+                    for v in 0..2 {
+                        sums[v] = _mm512_fmadd_ps(second, later[v], _mm512_fmadd_ps(first, earlier[v], sums[v]));
+                    }
+                }
+                continue;
+            }
+            // SAFETY: both formats are 64 bytes of plain bits.
+            let line = unsafe { std::mem::transmute::<[__m512; 2], [__m512bh; 2]>(line) };
             for (i, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: row `i` has the word; both formats are 64 bytes of plain bits.
                 let pair =
@@ -298,6 +348,7 @@ mod stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::gemm_at;
     use crate::level::{Level, Precision};
     use crate::random::fill_normal;
 
@@ -322,6 +373,44 @@ mod tests {
                         gemm_rows(&mut part, ldc, m, &a[first * k..][..m * k], &b, accumulate);
                         let same = part.iter().zip(&whole[first * ldc..]).all(|(x, y)| x.to_bits() == y.to_bits());
                         assert!(same, "{precision} {m} rows from {first}, {n} x {k}, accumulate {accumulate}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Widened pairs: the bits of the level's own products, in half the memory, however many rows there are.
+    #[test]
+    fn weights_for_rows_have_the_bits_of_their_level() {
+        for (n, k) in [(1, 1), (32, 31), (70, 64), (96, 600), (33, 1257)] {
+            let rows = 150;
+            let (mut a, mut weight) = (vec![0.0; rows * k], vec![0.0; n * k]);
+            fill_normal(1, 1.0, &mut a);
+            fill_normal(2, 1.0, &mut weight);
+            for level in Level::available() {
+                let (from, precision) = (MatRef::transposed(&weight, k), Precision::Bf16);
+                let b = PackedB::for_rows_at(level, from, k, n, precision);
+                let ldc = n + 3;
+                let mut before = vec![0.0; rows * ldc];
+                fill_normal(3, 1.0, &mut before);
+                for accumulate in [false, true] {
+                    let mut whole = before.clone();
+                    gemm_at(level, &mut whole, ldc, rows, n, k, MatRef::rows(&a, k), from, accumulate, precision);
+                    for (first, m) in [(0, 150), (0, 64), (3, 1), (5, 3), (9, 12), (20, 13), (30, 32), (80, 70)] {
+                        let mut part = before[first * ldc..][..m * ldc].to_vec();
+                        gemm_rows(&mut part, ldc, m, &a[first * k..][..m * k], &b, accumulate);
+                        let same = part.iter().zip(&whole[first * ldc..]).all(|(x, y)| x.to_bits() == y.to_bits());
+                        assert!(same, "{level} {m} rows from {first}, {n} x {k}, accumulate {accumulate}");
+                    }
+                }
+                if b.plan.is_for_rows_only() {
+                    let whole = PackedB::new_at(level, from, k, n, precision);
+                    assert_eq!(b.bytes(), whole.bytes() / k * k.div_ceil(2));
+                    let mut column = vec![0.0; k];
+                    for j in 0..n {
+                        b.column(j, &mut column);
+                        let want = weight[j * k..][..k].iter().map(|w| bf16::from_f32(*w).to_f32());
+                        assert!(column.iter().copied().eq(want), "column {j} of {n}");
                     }
                 }
             }

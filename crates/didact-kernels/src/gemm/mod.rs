@@ -10,7 +10,9 @@
 //! precision and the level, and on nothing else: not on `m`, `n`, where the element lies, blocking or threads.
 //!
 //! In bf16 at level `Avx512Bf16` the chain takes two steps of k at a time as the instruction does, and subnormal operands
-//! count as 0, as the instruction has it. The other levels round the operands to bf16 and multiply them in f32.
+//! count as 0, as the instruction has it. The other levels round the operands to bf16 and multiply them in f32. Weights that
+//! few rows at a time are multiplied with ([`PackedB::for_rows`]) are kept as pairs at level `Avx512` too, if the machine can
+//! round to bf16, and widened in registers.
 
 mod decode;
 mod drive;
@@ -165,8 +167,23 @@ impl PackedB {
     }
 
     pub(crate) fn new_at(level: Level, b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
+        Self::planned(Plan::of(level, precision), b, k, n)
+    }
+
+    /// Packs `b` for [`gemm_rows`] alone: in bf16 in half the memory of f32 wherever the machine can round to it.
+    ///
+    /// # Panics
+    /// If `b` is too short for its shape.
+    pub fn for_rows(b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
+        Self::for_rows_at(level(), b, k, n, precision)
+    }
+
+    fn for_rows_at(level: Level, b: MatRef, k: usize, n: usize, precision: Precision) -> Self {
+        Self::planned(Plan::for_rows(level, precision), b, k, n)
+    }
+
+    fn planned(plan: Plan, b: MatRef, k: usize, n: usize) -> Self {
         assert!(b.holds(k, n), "gemm: B has {} floats, too few for {k} x {n} with its strides", b.data.len());
-        let plan = Plan::of(level, precision);
         let panels = Panels::zeroed(n.div_ceil(plan.b_width) * plan.b_width * plan.words(k));
         let mut packed = Self { plan, k, n, panels };
         packed.repack(b);
@@ -216,6 +233,7 @@ impl PackedB {
 /// If a slice is too short for its shape, or `ldc < b.n()`.
 pub fn gemm_packed(c: &mut [f32], ldc: usize, m: usize, a: MatRef, b: &PackedB, accumulate: bool) {
     let (k, n, plan) = (b.k, b.n, &b.plan);
+    assert!(!plan.is_for_rows_only(), "gemm_packed: the weight is packed for gemm_rows");
     assert!(a.holds(m, k), "gemm_packed: A has {} floats, too few for {m} x {k} with its strides", a.data.len());
     let mut c = Output::new(c, ldc, m, n);
     if c.is_done(k, accumulate) {
@@ -382,6 +400,11 @@ pub fn gemm_batched(
     } else {
         c.chunks_mut(c_stride).take(count).enumerate().for_each(product);
     }
+}
+
+/// Whether weights that [`PackedB::for_rows`] packs in bf16 take half the memory of f32 at the level in force.
+pub fn halves_weights() -> bool {
+    Plan::for_rows(level(), Precision::Bf16).format == pack::Format::Bf16Pair
 }
 
 /// Multiply-adds from which a product of a batch gets all threads for itself.

@@ -48,6 +48,22 @@ impl Plan {
         Self { level, format, a_width, b_width }
     }
 
+    /// The plan of a weight for `gemm_rows`. Where level `Avx512` runs on a machine that can round to bf16, pairs are kept,
+    /// in half the memory, and widened to f32 where they are multiplied: the chain of the level, with the one difference
+    /// that subnormal operands count as 0.
+    pub(super) fn for_rows(level: Level, precision: Precision) -> Self {
+        let mut plan = Self::of(level, precision);
+        if level == Level::Avx512 && precision == Precision::Bf16 && Level::Avx512Bf16.is_available() {
+            plan.format = Format::Bf16Pair;
+        }
+        plan
+    }
+
+    /// Whether only `gemm_rows` knows it.
+    pub(super) fn is_for_rows_only(&self) -> bool {
+        self.level == Level::Avx512 && self.format == Format::Bf16Pair
+    }
+
     /// Words that `k` steps take.
     pub(super) fn words(&self, k: usize) -> usize {
         if self.format == Format::Bf16Pair { k.div_ceil(2) } else { k }

@@ -1,5 +1,6 @@
 //! The published methods that are implemented here, each with what it takes to apply it and to try its claim again.
 
+pub mod continual_pretraining;
 pub mod dataset_decomposition;
 pub mod skill_it;
 
@@ -34,7 +35,7 @@ impl std::fmt::Debug for Method {
     }
 }
 
-const METHODS: [&Method; 2] = [&dataset_decomposition::METHOD, &skill_it::METHOD];
+const METHODS: [&Method; 3] = [&continual_pretraining::METHOD, &dataset_decomposition::METHOD, &skill_it::METHOD];
 
 /// All methods, in the order to show them.
 pub fn methods() -> &'static [&'static Method] {

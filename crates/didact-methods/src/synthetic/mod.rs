@@ -1,6 +1,7 @@
 //! Made-up languages and tasks with a known structure, drawn from a seed: what reproductions train on.
 
 pub mod addition;
+pub mod agreement;
 pub mod dictionary;
 pub mod lego;
 pub mod topics;

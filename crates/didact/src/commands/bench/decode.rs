@@ -11,7 +11,7 @@ use crate::output::{Output, Status, usage};
 use clap::Args;
 use didact_core::seed::Streams;
 use didact_infer::{Engine, EngineWeights, KvCache, Span};
-use didact_kernels::{Level, Precision, random, softmax};
+use didact_kernels::{Precision, random, softmax};
 use didact_model::Checkpoint;
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -65,7 +65,7 @@ pub(super) fn run(args: &DecodeArgs, global: &Global, threads: usize, output: &O
     let is_bf16 = match global.precision.unwrap_or(PrecisionOption::Auto) {
         PrecisionOption::F32 => false,
         PrecisionOption::Bf16 => true,
-        PrecisionOption::Auto => didact_kernels::level() == Level::Avx512Bf16,
+        PrecisionOption::Auto => didact_kernels::gemm::halves_weights(),
     };
     let precision = if is_bf16 { Precision::Bf16 } else { Precision::F32 };
     let streams = Streams::new(global.seed.unwrap_or(0));
