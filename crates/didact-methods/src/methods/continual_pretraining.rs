@@ -16,6 +16,10 @@
 //! they are. The control re-warms on more of the old language: what `rewarm` forgets beyond that is the new text's doing.
 //!
 //! # Choices
+//! One document in fifty of the old corpus is in a third language with the strong shift's words: no corpus is without a few
+//! foreign texts. Without them the words were never seen: on seed 101 their loss began at 9 to 16 nats, and re-warming then
+//! ended at 3.2 nats on the new language where training from nothing reached 1.9.
+//!
 //! Rows of 128 targets and 16 of them a step (the spec has 32 of 64: as many tokens). The languages follow the spec's
 //! generator, and know a floor that no model's loss can pass; a check holds losses against it.
 //!
@@ -51,7 +55,7 @@ pub const METHOD: Method = Method {
 };
 
 /// Peak learning rate; a tenth of it is the lowest.
-const PEAK: f64 = 6e-3;
+const PEAK: f64 = 4e-3;
 const LOWEST: f64 = 0.1;
 /// Steps of a stage, rows of a step, targets of a row.
 const STEPS: u64 = 150;
@@ -60,6 +64,8 @@ const ROW: usize = 128;
 const WARM_UP: u64 = 5;
 /// Share of a stage in which the infinite schedules decay at last.
 const ANNEAL: f64 = 0.15;
+/// Of so many documents of the old corpus one is in a third language, made of the strong shift's words.
+const FOREIGN: usize = 50;
 /// Documents of each language that are measured; those that are looked at along the way, every so many steps.
 const HELD_OUT: usize = 120;
 const PROBES: usize = 30;
@@ -168,12 +174,32 @@ fn plan_of(arm: &str) -> Plan {
     }
 }
 
+/// A corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Old,
+    MoreOfOld,
+    New,
+}
+
+impl Part {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Old => "old",
+            Self::MoreOfOld => "more-of-the-old",
+            Self::New => "new",
+        }
+    }
+}
+
 /// Both languages at one seed.
 struct Data<'a> {
     lab: &'a Lab<'a>,
     streams: Streams,
     old: Agreement,
     new: Agreement,
+    /// What a few of the old documents are in.
+    foreign: Agreement,
 }
 
 impl<'a> Data<'a> {
@@ -184,15 +210,20 @@ impl<'a> Data<'a> {
             Shift::Strong => Agreement::new(agreement::WORDS as u32, Order::Osv, &streams.child("strong shift", &[])),
             Shift::Weak => old.shifted(&streams.child("weak shift", &[])),
         };
-        Self { lab, streams, old, new }
+        Self { lab, streams, old, new, foreign }
     }
 
     /// As much of a language as fills `rows` rows, whose last tokens are the next ones' first; or another part of it.
-    fn pool(&self, language: &Agreement, part: &'static str, rows: u64) -> Result<Pool, MethodError> {
-        let documents = language.documents(&self.streams.child(part, &[]));
+    fn pool(&self, part: Part, rows: u64) -> Result<Pool, MethodError> {
+        let name = part.as_str();
+        let streams = self.streams.child(name, &[]);
+        let is_foreign = move |number: usize| part != Part::New && number % FOREIGN == FOREIGN - 1;
+        let language = if part == Part::New { &self.new } else { &self.old };
+        let documents = language.documents(&streams).zip(self.foreign.documents(&streams)).enumerate();
+        let documents = documents.map(|(n, (usual, foreign))| if is_foreign(n) { foreign } else { usual });
         let sequences = agreement::exactly(rows as usize * ROW + 1, documents);
-        let store = lab::store(&self.lab.dir().join("data.train").join(part), sequences)?;
-        Ok(Pool::new(part, store, ROW, Packing::Concat)?)
+        let store = lab::store(&self.lab.dir().join("data.train").join(name), sequences)?;
+        Ok(Pool::new(name, store, ROW, Packing::Concat)?)
     }
 
     fn source(&self, plan: &Plan) -> Result<Mixture, MethodError> {
@@ -204,14 +235,14 @@ impl<'a> Data<'a> {
             choice: Choice::Even,
         };
         let (pools, settings) = match plan.reads {
-            Reads::Old => (vec![self.pool(&self.old, "old", stage)?], shares(vec![1.0])),
-            Reads::MoreOfOld => (vec![self.pool(&self.old, "more of the old", stage)?], shares(vec![1.0])),
+            Reads::Old => (vec![self.pool(Part::Old, stage)?], shares(vec![1.0])),
+            Reads::MoreOfOld => (vec![self.pool(Part::MoreOfOld, stage)?], shares(vec![1.0])),
             Reads::Both => {
-                let pools = vec![self.pool(&self.old, "old", stage)?, self.pool(&self.new, "new", stage)?];
+                let pools = vec![self.pool(Part::Old, stage)?, self.pool(Part::New, stage)?];
                 (pools, shares(vec![0.5, 0.5]))
             }
             Reads::New(share) => {
-                let pools = vec![self.pool(&self.old, "old", stage)?, self.pool(&self.new, "new", stage)?];
+                let pools = vec![self.pool(Part::Old, stage)?, self.pool(Part::New, stage)?];
                 let settings = MixtureSettings::replay(&pools, BATCH, share, OldShares::BySize, 0)?;
                 (pools, settings)
             }
@@ -522,7 +553,7 @@ mod tests {
             config.validate().expect("is a configuration");
             let schedule = didact_train::LearningRate::new(&config, plan.stages * STEPS).expect("has room");
             let last = schedule.at(plan.stages * STEPS - 1);
-            assert!(last < 0.15 * PEAK, "{} ends at {last}", arm.name);
+            assert!(last < 0.15 * config.learning_rate.max(PEAK), "{} ends at {last}", arm.name);
             assert_eq!(schedule.trunk_step().is_some(), arm.name.starts_with("infinite"), "{}", arm.name);
             if let From::Arm(start) | From::Trunk(start) = plan.from {
                 assert!(arm.needs.contains(&start), "{}", arm.name);
