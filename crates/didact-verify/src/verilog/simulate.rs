@@ -59,8 +59,8 @@ impl Icarus {
             result: Regex::new(r"^ Mismatches: (\d+) in (\d+) samples$").expect("a valid expression"),
         };
         let dir = scratch()?;
-        let job = job(&icarus.simulator, vec!["-V".into()], dir.path(), icarus.options.compile.clone());
-        let outcome = icarus.sandbox.run(&job, &Cancel::new())?;
+        let asked = job(&icarus.simulator, vec!["-V".into()], dir.path(), icarus.options.compile.clone());
+        let outcome = icarus.sandbox.run(&asked, &Cancel::new())?;
         // It is said on standard error.
         let said = [outcome.stdout.as_slice(), outcome.stderr.as_slice()].concat();
         let said = String::from_utf8_lossy(&said).into_owned();
@@ -104,8 +104,8 @@ impl Icarus {
         {
             arguments.push(source(dir.path(), name, text)?);
         }
-        let job = job(&self.compiler, arguments, dir.path(), self.options.compile.clone());
-        let compiled = self.sandbox.run(&job, cancel)?;
+        let asked = job(&self.compiler, arguments, dir.path(), self.options.compile.clone());
+        let compiled = self.sandbox.run(&asked, cancel)?;
         if compiled.ending == Ending::Cancelled {
             return Ok(None);
         }
@@ -113,8 +113,8 @@ impl Icarus {
             return Ok(Some(Err(verdict)));
         }
         let arguments = ["-n", "out.vvp"].map(Into::into).to_vec();
-        let job = job(&self.simulator, arguments, dir.path(), self.options.simulate.clone());
-        let simulated = self.sandbox.run(&job, cancel)?;
+        let asked = job(&self.simulator, arguments, dir.path(), self.options.simulate.clone());
+        let simulated = self.sandbox.run(&asked, cancel)?;
         Ok(match simulated.ending {
             Ending::Cancelled => None,
             Ending::Exited(0) => Some(self.result(&simulated, &mark)),
