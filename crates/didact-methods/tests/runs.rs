@@ -319,7 +319,11 @@ fn pairs_and_rows_to_imitate_are_not_confused() {
     // Writes the pairs.
     let pairs = dpo(dir.path(), &model, &[]);
     let path = dir.path().join("pairs.jsonl");
-    let given = [("model.path", model.to_str().expect("utf-8")), ("data.path", path.to_str().expect("utf-8"))];
+    let given = [
+        ("model.path", model.to_str().expect("utf-8")),
+        ("data.path", path.to_str().expect("utf-8")),
+        ("train.max_seq_len", "128"),
+    ];
     let error = run(&recipe("sft", &given), &options(&dir.path().join("sft"), &Silent)).expect_err("pairs");
     assert!(error.to_string().contains("pair of answers"), "{error}");
     assert_eq!(error.fault(), Fault::Input);

@@ -60,7 +60,7 @@ fn what_cannot_be_read_is_named() {
         (&["number", "rows.jsonl"][..], 2, "row 2: it has no `answer`"),
         (&["number", "nothing.jsonl"], 2, "nothing.jsonl"),
         (&["number", "rows.jsonl", "--unsafe-exec"], 2, "didact verify verilog"),
-        (&["number", "rows.jsonl", "--tolerance", "-1"], 2, "tolerance"),
+        (&["number", "rows.jsonl", "--tolerance=-1"], 2, "tolerance"),
         (&["verilog", "rows.jsonl", "--tasks", "."], 2, "no VerilogEval tasks"),
         (&["verilog"], 2, "FILE.jsonl"),
         (&["judge", "rows.jsonl"], 2, "--model"),

@@ -16,7 +16,7 @@ use didact_train::{
 };
 
 /// Differences of a loss of a few nats in `f32`, relative to the largest element of a gradient.
-const SAME_SLOPE: f64 = 0.02;
+const SAME_SLOPE: f64 = 0.05;
 
 /// Pairs with prompts in common and answers of their own, of different lengths and weights.
 fn pairs(count: u32) -> Vec<Sequence> {
@@ -121,7 +121,7 @@ fn sums_are_those_of_the_answers_tokens() {
 #[test]
 fn the_gradient_is_that_of_the_loss_for_every_objective() {
     for loss in [PreferenceLoss::Dpo, PreferenceLoss::Ipo, PreferenceLoss::Simpo, PreferenceLoss::Orpo] {
-        for accumulation in [1, 3] {
+        for accumulation in [1, 4] {
             let place = place(5);
             let config = TrainConfig { gradient_accumulation_steps: accumulation, ..config() };
             let table = PreferenceTable { loss, beta: 0.5, gamma: 0.3, nll_weight: 0.1, ..PreferenceTable::default() };
