@@ -13,11 +13,11 @@ use didact_core::hash::{Hasher, hash_bytes};
 use didact_core::progress::Table;
 use didact_core::verdict::{Item, Verdict, Verifier};
 use didact_infer::{LocalGenerator, Options};
-use didact_verify::ToolCallVerifier;
 use didact_verify::cached::Cached;
 use didact_verify::judge::{Judge, Rubric};
 use didact_verify::matching::{ExactMatch, NumericMatch, Part, RegexMatch, SetMatch};
 use didact_verify::sandbox::Sandbox;
+use didact_verify::tool_call::{LooseToolCallVerifier, ToolCallVerifier};
 use didact_verify::verilog::{Icarus, VerilogOptions, VerilogTask, VerilogVerdict, VerilogVerifier, verilog_eval};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -45,7 +45,7 @@ pub(crate) struct VerifyArgs {
     /// exact, set: upper and lower case are the same
     #[arg(long)]
     ignore_case: bool,
-    /// exact: any space is as good as another, and punctuation at the end does not count
+    /// exact: any space is as good as another, and punctuation at the end does not count; tool-call: `"4"` is as good as `4`
     #[arg(long)]
     loose: bool,
     /// number: largest difference
@@ -184,6 +184,7 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
         }
         Kind::Regex => go.with(RegexMatch { part, anywhere: args.anywhere }, settings, &[], plain),
         Kind::Set => go.with(SetMatch { part, ignore_case }, settings, &[], plain),
+        Kind::ToolCall if loose => go.with(LooseToolCallVerifier, settings, &[], plain),
         Kind::ToolCall => go.with(ToolCallVerifier, settings, &[], plain),
         Kind::Verilog => {
             let sandbox = Sandbox::open(&std::env::current_exe()?, args.unsafe_exec)?;
