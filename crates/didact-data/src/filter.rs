@@ -205,7 +205,7 @@ impl Filter {
         }
         if self.settings.exact {
             let digest = match (&measured.edited, &row.example) {
-                (None, Example::Completion { .. } | Example::Chat { .. }) => {
+                (None, Example::Completion { .. } | Example::Chat { .. } | Example::Preference { .. }) => {
                     hash_bytes(&serde_json::to_vec(&row.example).unwrap_or_default())
                 }
                 _ => hash_bytes(shown.as_bytes()),
@@ -298,6 +298,7 @@ pub(crate) fn text_of(example: &Example) -> Cow<'_, str> {
             let parts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
             Cow::Owned(parts.join("\n"))
         }
+        Example::Preference { chosen, rejected } => Cow::Owned(format!("{}\n{}", text_of(chosen), text_of(rejected))),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `prompt_completion` | `prompt`, `completion` (strings, or lists of messages) |
 //! | `messages` | `messages` (or `conversations` with `role`/`content`), optional `tools` |
 //! | `alpaca` | `instruction`, `output`, optional `input`, `system`, `history` |
+//! | `preference` | `chosen`, `rejected` (strings after `prompt`, or lists of messages), optional `prompt`, `tools` |
 //! | `sharegpt` | `conversations` with `from`/`value`, optional `system`, `tools` |
 
 use serde::{Deserialize, Serialize};
@@ -34,11 +35,14 @@ pub enum Schema {
     /// `conversations` with `from` and `value`, optional `system`, `tools`.
     #[serde(rename = "sharegpt")]
     ShareGpt,
+    /// `chosen` and `rejected`, with or after `prompt`.
+    Preference,
 }
 
 impl Schema {
     /// Every schema, in the order in which detection prefers them.
-    pub const ALL: [Self; 5] = [Self::Messages, Self::ShareGpt, Self::PromptCompletion, Self::Alpaca, Self::Text];
+    pub const ALL: [Self; 6] =
+        [Self::Messages, Self::ShareGpt, Self::Preference, Self::PromptCompletion, Self::Alpaca, Self::Text];
 
     /// The name used in recipes and messages.
     pub fn as_str(self) -> &'static str {
@@ -48,6 +52,7 @@ impl Schema {
             Self::Messages => "messages",
             Self::Alpaca => "alpaca",
             Self::ShareGpt => "sharegpt",
+            Self::Preference => "preference",
         }
     }
 
@@ -59,6 +64,7 @@ impl Schema {
             Self::Messages => vec![names.messages()],
             Self::Alpaca => vec!["instruction", "output"],
             Self::ShareGpt => vec!["conversations"],
+            Self::Preference => vec!["chosen", "rejected"],
         }
     }
 
@@ -69,6 +75,7 @@ impl Schema {
             Self::PromptCompletion | Self::Messages => vec![names.tools()],
             Self::Alpaca => vec!["input", "system", "history"],
             Self::ShareGpt => vec!["system", names.tools()],
+            Self::Preference => vec![names.prompt(), names.tools()],
         }
     }
 }
@@ -167,7 +174,7 @@ pub fn detect(row: &Map<String, Value>, names: &FieldNames) -> Result<Schema, Ro
         let is_role_content = turns.iter().any(|turn| turn.get("role").is_some() && turn.get("from").is_none());
         return Ok(if is_role_content { Schema::Messages } else { Schema::ShareGpt });
     }
-    for schema in [Schema::PromptCompletion, Schema::Alpaca, Schema::Text] {
+    for schema in [Schema::Preference, Schema::PromptCompletion, Schema::Alpaca, Schema::Text] {
         if fits(schema) {
             return Ok(schema);
         }

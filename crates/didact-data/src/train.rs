@@ -88,6 +88,7 @@ fn texts_of(example: Example) -> Vec<String> {
         Example::Text { text } => vec![text],
         Example::Completion { prompt, completion } => vec![prompt, completion],
         Example::Chat { messages, .. } => messages.into_iter().map(|m| m.content).collect(),
+        Example::Preference { chosen, rejected } => [texts_of(*chosen), texts_of(*rejected)].concat(),
     }
 }
 

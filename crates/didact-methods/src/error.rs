@@ -155,6 +155,14 @@ pub enum MethodError {
         /// The recipe.
         recipe: &'static str,
     },
+    /// A pair of answers where rows to imitate are expected.
+    #[error("`{path}`, row {row}: a pair of answers (`chosen`, `rejected`), of which one is not to be imitated")]
+    Pairs {
+        /// The file.
+        path: String,
+        /// The row.
+        row: u64,
+    },
     /// An artifact that was written by an earlier stage is not what it was.
     #[error("`{}` is damaged: {reason}; run again with `--fresh`", path.display())]
     Artifact {
@@ -200,7 +208,8 @@ impl Classify for MethodError {
             | Self::Request { .. }
             | Self::TooFewRows { .. }
             | Self::Sources { .. }
-            | Self::WrongSchema { .. } => Fault::Input,
+            | Self::WrongSchema { .. }
+            | Self::Pairs { .. } => Fault::Input,
         }
     }
 
@@ -229,6 +238,7 @@ impl Classify for MethodError {
                 Some("give more rows, name others with `data.held_out_path`, or set `data.held_out=0`".into())
             }
             Self::WrongSchema { .. } => Some("use the recipe `sft` for chats and prompt/completion pairs".into()),
+            Self::Pairs { .. } => Some("use the recipe `dpo` for pairs".into()),
             Self::Context { context, .. } => Some(format!("set `train.max_seq_len={context}` or less")),
             Self::World(_)
             | Self::Sources { .. }

@@ -5,7 +5,7 @@ use crate::error::MethodError;
 use crate::meter::Meter;
 use crate::mixed::{DATA, Mixed, Reading, SourceSpec};
 use crate::model_source::ModelHandle;
-use crate::recipe::{Common, DataRecipeSettings, QuickstartSettings, Recipe, Settings, SourcesTable};
+use crate::recipe::{Common, DataRecipeSettings, DataSettings, QuickstartSettings, Recipe, Settings, SourcesTable};
 use crate::stages::evaluate::{AFTER, BEFORE, EvaluateStage, Requests};
 use crate::stages::export::ExportStage;
 use crate::stages::graph::GraphStage;
@@ -18,6 +18,8 @@ use didact_core::hash::{Hasher, hash_file, hash_json};
 use didact_core::run::{Environment, FORMAT, RunIdentity};
 use didact_core::seed::Streams;
 use didact_core::stage::Stage;
+use didact_data::schema::Schema;
+use didact_train::PreferenceTable;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,11 +69,18 @@ impl Pipeline {
             return Err(MethodError::Context { model: model.name().to_owned(), found, context });
         }
         let meter = Arc::new(Meter::new((env.free_memory)(), force));
-        let parts = Parts { model, meter, common };
+        let parts = Parts { model, meter, common, preference: None };
         match recipe.typed() {
             Settings::Quickstart(settings) => Ok(quickstart(parts, settings)),
             Settings::Sft(settings) => data_recipe(parts, settings, None),
             Settings::ContinuePretrainingText(settings) => data_recipe(parts, settings, Some(recipe.method())),
+            Settings::Dpo(settings) => {
+                let mut parts = parts;
+                parts.preference = Some(settings.preference.clone());
+                // Rows of any other schema are refused where they stand.
+                let data = DataSettings { schema: Some(Schema::Preference), ..settings.data.clone() };
+                rows_recipe(parts, &data, settings.seed, None)
+            }
             Settings::Continual(settings) => {
                 let mut sources = match &settings.data.old {
                     None => Vec::new(),
@@ -133,6 +142,8 @@ struct Parts<'a> {
     model: ModelHandle,
     meter: Arc<Meter>,
     common: Common<'a>,
+    /// The loss over pairs, for recipes that learn from them.
+    preference: Option<PreferenceTable>,
 }
 
 impl Parts<'_> {
@@ -145,6 +156,7 @@ impl Parts<'_> {
             eval: self.common.eval.clone(),
             row_len: self.common.train.max_seq_len,
             mixed: mixed.cloned(),
+            preference: self.preference.clone(),
             meter: Arc::clone(&self.meter),
         })
     }
@@ -154,6 +166,7 @@ impl Parts<'_> {
             model: self.model.clone(),
             train: self.common.train.clone(),
             mixed: mixed.cloned(),
+            preference: self.preference.clone(),
             // Measured by the stages around it; along the way only when asked for.
             evaluate: self.common.train.eval_steps.is_some() || self.common.train.load_best,
             eval_batch: self.common.eval.batch_size,
@@ -248,11 +261,20 @@ fn data_recipe(
     settings: &DataRecipeSettings,
     text_only: Option<&'static str>,
 ) -> Result<Pipeline, MethodError> {
-    let rows = Rows::new(&settings.data, text_only, Streams::new(settings.seed));
+    rows_recipe(parts, &settings.data, settings.seed, text_only)
+}
+
+fn rows_recipe(
+    parts: Parts<'_>,
+    data: &DataSettings,
+    seed: u64,
+    text_only: Option<&'static str>,
+) -> Result<Pipeline, MethodError> {
+    let rows = Rows::new(data, text_only, Streams::new(seed));
     let digests = rows.digests()?;
     let mut inputs = parts.inputs();
     inputs.extend(digests.iter().map(|(path, digest)| (path.clone(), digest.clone())));
-    let source = RowSource::Data { settings: Box::new(settings.data.clone()), text_only, digests };
+    let source = RowSource::Data { settings: Box::new(data.clone()), text_only, digests };
     let prepare = parts.prepare(source);
     let stages: Vec<Box<dyn Stage>> = vec![
         Box::new(prepare.clone()),

@@ -7,6 +7,8 @@ pub enum Method {
     Quickstart,
     /// Supervised fine-tuning on the user's rows.
     Sft,
+    /// Learning from pairs of answers.
+    Dpo,
     /// Next-token training on the user's text.
     ContinuePretrainingText,
     /// New text without forgetting old: re-warming, decay, replay.
@@ -32,7 +34,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 7] = [
+const RECIPES: [NamedRecipe; 8] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",
@@ -44,6 +46,12 @@ const RECIPES: [NamedRecipe; 7] = [
         summary: "supervised fine-tuning on your own chats, instructions or prompt/completion pairs",
         text: include_str!("../../../recipes/sft.toml"),
         method: Method::Sft,
+    },
+    NamedRecipe {
+        name: "dpo",
+        summary: "learning from pairs of a better and a worse answer (chosen/rejected): DPO, IPO, SimPO or ORPO",
+        text: include_str!("../../../recipes/dpo.toml"),
+        method: Method::Dpo,
     },
     NamedRecipe {
         name: "continue-pretraining-text",

@@ -163,6 +163,9 @@ impl RunReport {
                 tables.push(self.along());
             }
         }
+        if has("held_out_pairs/likelier_chosen") {
+            tables.push(self.pairs());
+        }
         tables.push(self.losses());
         if !self.samples.is_empty() {
             tables.push(self.sample_table());
@@ -173,6 +176,24 @@ impl RunReport {
 
     fn both(&self, name: &str, show: impl Fn(f64) -> String) -> [String; 2] {
         [&self.metrics_before, &self.metrics_after].map(|m| m.get(name).map_or_else(|| "-".to_owned(), |v| show(*v)))
+    }
+
+    /// How held-out pairs are ordered.
+    fn pairs(&self) -> Table {
+        let rows = [
+            ("loss", "loss", false),
+            ("accuracy", "ordered rightly, compared with the model as it came", true),
+            ("margin", "margin of the better answer, compared with the model as it came", false),
+            ("likelier_chosen", "better answer likelier, per token", true),
+            ("chosen_logp", "log-probability of the better answer, per token", false),
+            ("rejected_logp", "log-probability of the worse answer, per token", false),
+        ];
+        let rows = rows.into_iter().map(|(name, label, is_share)| {
+            let show = |value: f64| if is_share { percent(value) } else { format!("{value:.4}") };
+            let [before, after] = self.both(&format!("held_out_pairs/{name}"), show);
+            vec![label.to_owned(), before, after]
+        });
+        Table { title: "held-out pairs".into(), columns: strings(["", "before", "after"]), rows: rows.collect() }
     }
 
     fn tool_scores(&self) -> Table {
@@ -209,7 +230,7 @@ impl RunReport {
         let mut rows = Vec::new();
         let named = [("held_out", "held-out rows"), ("plain_text", "plain English"), ("mean", "mean of the sources")];
         let others = self.metrics_after.keys().filter_map(|name| name.strip_suffix("/loss"));
-        let others = others.filter(|name| named.iter().all(|(known, _)| known != name));
+        let others = others.filter(|name| named.iter().all(|(known, _)| known != name) && *name != "held_out_pairs");
         let mut names: Vec<(&str, &str)> = others.map(|name| (name, name)).collect();
         names.extend(named);
         for (name, label) in names {

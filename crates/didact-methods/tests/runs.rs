@@ -230,6 +230,123 @@ fn sft_trains_an_adapter_on_chats_and_exports_model_and_adapter() {
     assert!(titles.iter().any(|t| t.contains("loss")), "{titles:?}");
 }
 
+/// The recipe `dpo` over 40 pairs, for a tiny model.
+fn dpo(dir: &Path, model: &Path, more: &[(&str, &str)]) -> Recipe {
+    let rows: Vec<String> = (0..40)
+        .map(|i| {
+            format!(
+                r#"{{"prompt": [{{"role": "user", "content": "say {i}"}}],
+                "chosen": [{{"role": "assistant", "content": "number {i}"}}], "rejected": [{{"role": "assistant", "content": "answer {i} one"}}]}}"#
+            )
+            .replace('\n', " ")
+        })
+        .collect();
+    let path = dir.join("pairs.jsonl");
+    files::write_atomic(&path, rows.join("\n").as_bytes()).expect("a fixture");
+    let mut overrides = vec![
+        ("model.path", model.to_str().expect("utf-8")),
+        ("data.path", path.to_str().expect("utf-8")),
+        ("precision", "f32"),
+        ("train.max_steps", "8"),
+        ("train.batch_size", "4"),
+        ("train.gradient_accumulation_steps", "2"),
+        ("train.learning_rate", "1e-2"),
+        ("train.max_seq_len", "128"),
+        ("train.lora.rank", "2"),
+        ("train.save_steps", "3"),
+        ("generate.max_tokens", "4"),
+        ("eval.plain_text", "false"),
+    ];
+    overrides.extend(more);
+    recipe("dpo", &overrides)
+}
+
+#[test]
+fn dpo_learns_the_order_of_held_out_pairs_by_every_loss() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    for (loss, beta) in [("dpo", "0.5"), ("ipo", "0.5"), ("simpo", "2.5"), ("orpo", "0.5")] {
+        let recipe = dpo(dir.path(), &model, &[("preference.loss", loss), ("preference.beta", beta)]);
+        let at = dir.path().join(loss);
+        let planned = plan(&recipe, &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(planned.steps, 8);
+        let report = finished(&recipe, &options(&at, &Silent));
+        let (before, after) = (&report.metrics_before, &report.metrics_after);
+        assert!(after["held_out_pairs/loss"] < before["held_out_pairs/loss"], "{loss}: {before:?} to {after:?}");
+        assert!(after["held_out_pairs/accuracy"] > 0.5, "{loss}: {after:?}");
+        let has_reference = matches!(loss, "dpo" | "ipo");
+        assert_eq!(before.contains_key("held_out_pairs/accuracy"), !has_reference, "{loss}");
+        let reference = at.join("stages").join("03-train").join("reference.json");
+        assert_eq!(reference.is_file(), has_reference, "{loss}");
+        assert_eq!(report.ledger["sources"]["pairs.jsonl"]["examples"], 38);
+        assert_eq!(report.samples.len(), 2);
+        assert_eq!(report.samples[0].expected.split(' ').next(), Some("number"), "the better answer is shown");
+        assert!(report.tables().iter().any(|t| t.title == "held-out pairs"));
+        assert!(report.model_dir.is_some() && report.adapter_dir.is_some());
+    }
+}
+
+#[test]
+fn dpo_that_was_stopped_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    let recipe = dpo(dir.path(), &model, &[]);
+    struct Stopper(Cancel);
+    impl Reporter for Stopper {
+        fn step(&self, report: &didact_core::progress::StepReport) {
+            if report.step == 4 {
+                self.0.cancel();
+            }
+        }
+    }
+    let at = dir.path().join("run");
+    let cancel = Cancel::new();
+    let stopper = Stopper(cancel.clone());
+    let mut stopped = options(&at, &stopper);
+    stopped.cancel = cancel;
+    let error = run(&recipe, &stopped).expect_err("stopped");
+    assert!(matches!(error, MethodError::Stopped { .. }), "{error}");
+    let report = finished(&recipe, &options(&at, &Silent));
+    let straight = finished(&recipe, &options(&dir.path().join("straight"), &Silent));
+    let contents = |r: &RunReport| r.stages.iter().map(|s| s.content.clone()).collect::<Vec<_>>();
+    assert_eq!(contents(&report), contents(&straight), "stopping changes no bit");
+}
+
+#[test]
+fn pairs_and_rows_to_imitate_are_not_confused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    // Writes the pairs.
+    let pairs = dpo(dir.path(), &model, &[]);
+    let path = dir.path().join("pairs.jsonl");
+    let given = [
+        ("model.path", model.to_str().expect("utf-8")),
+        ("data.path", path.to_str().expect("utf-8")),
+        ("train.max_seq_len", "128"),
+    ];
+    let error = run(&recipe("sft", &given), &options(&dir.path().join("sft"), &Silent)).expect_err("pairs");
+    assert!(error.to_string().contains("pair of answers"), "{error}");
+    assert_eq!(error.fault(), Fault::Input);
+    drop(pairs);
+    let chats = dir.path().join("chats.jsonl");
+    files::write_atomic(&chats, br#"{"messages": [{"role": "assistant", "content": "x"}]}"#).expect("a fixture");
+    let recipe = dpo(dir.path(), &model, &[("data.path", chats.to_str().expect("utf-8"))]);
+    let error = run(&recipe, &options(&dir.path().join("dpo"), &Silent)).expect_err("no pairs");
+    assert!(error.to_string().contains("chosen"), "{error}");
+    for (key, value) in [
+        ("preference.beta", "0"),
+        ("preference.label_smoothing", "0.5"),
+        ("train.packing", "concat"),
+        ("train.eval_steps", "2"),
+        ("data.train_on", "all"),
+        ("data.schema", "messages"),
+    ] {
+        let overrides = [("data.path".to_owned(), "x".to_owned()), (key.to_owned(), value.to_owned())];
+        let error = load_recipe("dpo", &overrides).expect_err("refused").to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
 #[test]
 fn quickstart_runs_on_a_tiny_model() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -8,6 +8,7 @@ use didact_model::{Decoder, DecoderInput, ForwardMode, loss};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{NonFiniteWhat, TrainError};
+use crate::preference::PairSum;
 use crate::source::Measured;
 
 /// A loss over many tokens.
@@ -223,9 +224,28 @@ pub(crate) struct Sum {
     pub(crate) loss: f64,
     pub(crate) weight: f64,
     pub(crate) tokens: u64,
+    /// What came of the pairs, with a preference loss.
+    pub(crate) pairs: PairSum,
 }
 
 impl Sum {
+    /// Adds what came of a batch's pairs.
+    ///
+    /// # Errors
+    /// When a token's log-probability is not finite, naming the rows.
+    pub(crate) fn add_pairs(
+        &mut self,
+        batch: &Batch,
+        result: &loss::LossSum,
+        pairs: &PairSum,
+        step: u64,
+        origin: impl Fn(usize, u32) -> String,
+    ) -> Result<(), TrainError> {
+        self.add(batch, result, step, origin)?;
+        self.pairs.add_sum(pairs);
+        Ok(())
+    }
+
     /// Adds a batch's losses; `origin` names what is in a row of the batch.
     ///
     /// # Errors
@@ -260,8 +280,11 @@ impl Sum {
         Ok(())
     }
 
-    /// The mean, in nats per unit of weight.
+    /// The mean: in nats per unit of weight, or the mean loss of the pairs where there are pairs.
     pub(crate) fn mean(&self) -> Option<f64> {
+        if self.pairs.pairs > 0 {
+            return Some(self.pairs.loss / self.pairs.pairs as f64);
+        }
         (self.weight > 0.0).then(|| self.loss / self.weight)
     }
 }

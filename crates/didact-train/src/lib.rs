@@ -3,7 +3,7 @@
 //! - [`config`]: the `[train]` table; [`schedule`]: the learning rate as a function of the step;
 //! - [`accumulate`]: a step's gradient from its micro-batches; [`optimizer`]: AdamW in place;
 //! - [`trainer`]: the loop, start reading there; [`source`]: what it reads, a set or a curriculum; [`hook`]: what methods may do
-//!   in it; [`evaluate`]: held-out loss;
+//!   in it; [`evaluate`]: held-out loss; [`preference`] and [`ranking`]: what else than next tokens can be minimised;
 //! - [`checkpoint`]: saving and resuming, exact to the bit; [`timing`]: predicted time.
 //!
 //! Two promises, each tested: a run that was stopped or killed and continued ends in the bits of one that was not, and so
@@ -17,6 +17,8 @@ pub mod error;
 pub mod evaluate;
 pub mod hook;
 pub mod optimizer;
+pub mod preference;
+pub mod ranking;
 pub mod schedule;
 pub mod source;
 pub mod timing;
@@ -27,6 +29,7 @@ pub use config::{DecayType, LoraTable, ModuleNames, ScheduleStart, Scheduler, Tr
 pub use error::{ConfigError, TrainError};
 pub use evaluate::{EvalLoss, TokenScore, evaluate_loss, evaluate_tokens};
 pub use hook::{Hook, HookResult, StepPlan, StepResult};
+pub use preference::{Objective, PairLogProb, PreferenceLoss, PreferenceTable, pair_log_probs};
 pub use schedule::LearningRate;
 pub use source::{Measured, Source};
 pub use timing::{StepTime, measure_steps, time_batch};

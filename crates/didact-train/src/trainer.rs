@@ -25,6 +25,7 @@ use crate::error::{ConfigError, NonFiniteWhat, TrainError};
 use crate::evaluate::{EvalLoss, Sum, evaluate_sets, input, origins};
 use crate::hook::{Hook, HookResult, StepPlan, StepResult};
 use crate::optimizer::{AdamW, AdamWSettings, clip_factor};
+use crate::preference::{self, Objective};
 use crate::schedule::LearningRate;
 use crate::source::{Feed, Measured, Source, StepBatches};
 use crate::timing::Pace;
@@ -129,6 +130,7 @@ pub struct Trainer<'a> {
     config: &'a TrainConfig,
     session: Session<'a>,
     hooks: Vec<Box<dyn Hook + 'a>>,
+    objective: Objective<'a>,
     store: CheckpointStore,
 }
 
@@ -156,13 +158,20 @@ impl<'a> Trainer<'a> {
     ) -> Self {
         let store = CheckpointStore::new(&session.checkpoints);
         let source = Some(source.into());
-        Self { decoder, source, measured, config, session, hooks: Vec::new(), store }
+        Self { decoder, source, measured, config, session, hooks: Vec::new(), objective: Objective::NextToken, store }
     }
 
     /// Adds a hook; they are called in the order in which they were added.
     #[must_use]
     pub fn with_hook(mut self, hook: impl Hook + 'a) -> Self {
         self.hooks.push(Box::new(hook));
+        self
+    }
+
+    /// Minimises something else than the loss of next tokens.
+    #[must_use]
+    pub fn with_objective(mut self, objective: Objective<'a>) -> Self {
+        self.objective = objective;
         self
     }
 
@@ -345,13 +354,35 @@ impl<'a> Trainer<'a> {
                 input.check(self.decoder.config())?;
                 let dropout_key = self.session.streams.key("dropout", &[step, number as u64]);
                 let mode = ForwardMode::Train { dropout_key };
-                let added = gradients.add(self.decoder.parameters(), || {
-                    let result = loss::next_token(self.decoder, &input, &batch.targets, &batch.weight, &mode);
-                    let origin = |row: usize, sequence: u32| feed.origin(read, number, row, sequence);
-                    if let Err(error) = sum.add(batch, &result, step, origin) {
-                        return (Err(error), None);
+                let origin = |row: usize, sequence: u32| feed.origin(read, number, row, sequence);
+                let weighed = match self.objective {
+                    Objective::NextToken => None,
+                    Objective::Preference { table, reference } => {
+                        // Without dropout both modes give the same numbers, and this one keeps nothing for a backward pass.
+                        let has_dropout = self.config.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+                        let first_mode = if has_dropout { mode } else { ForwardMode::Eval };
+                        let (first, weighed) =
+                            preference::weigh(self.decoder, &input, batch, table, reference, &first_mode);
+                        if let Err(error) = sum.add_pairs(batch, &first, &weighed.sum, step, origin) {
+                            failed = Some(error);
+                            break;
+                        }
+                        Some(weighed)
                     }
-                    (Ok(()), Some((result.loss_sum.backward(), result.total_weight)))
+                };
+                let added = gradients.add(self.decoder.parameters(), || {
+                    let weight = weighed.as_ref().map_or(&batch.weight, |weighed| &weighed.weight);
+                    let result = loss::next_token(self.decoder, &input, &batch.targets, weight, &mode);
+                    let of = match &weighed {
+                        None => {
+                            if let Err(error) = sum.add(batch, &result, step, origin) {
+                                return (Err(error), None);
+                            }
+                            result.total_weight
+                        }
+                        Some(weighed) => weighed.sum.pairs as f64,
+                    };
+                    (Ok(()), Some((result.loss_sum.backward(), of)))
                 });
                 if let Err(error) = added {
                     failed = Some(error);
@@ -409,6 +440,13 @@ impl<'a> Trainer<'a> {
                 state.recent_losses.remove(0);
             }
             values.extend([("train/loss", loss), ("train/grad_norm", result.grad_norm)]);
+            if sum.pairs.pairs > 0 {
+                let share = |part: f64| part / sum.pairs.pairs as f64;
+                values.extend([
+                    ("train/rewards/accuracies", share(sum.pairs.right as f64)),
+                    ("train/rewards/margins", share(sum.pairs.margin)),
+                ]);
+            }
         }
         values.push(("train/learning_rate", result.learning_rate));
         let per_epoch = progress.feed.steps_per_epoch();

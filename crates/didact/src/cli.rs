@@ -131,6 +131,12 @@ pub(crate) enum Command {
                       token that begins texts, or else the one that ends them. (As the lm-evaluation-harness does it; but a pair\n\
                       that is longer than the context is an error.)")]
     Score(commands::score::ScoreArgs),
+    /// Judge answers: compare them, simulate them, or ask a model
+    #[command(after_help = "Examples:\n  didact verify number answers.jsonl --after '####'\n  \
+                      didact verify tool-call answers.jsonl --json\n  \
+                      didact verify verilog samples.jsonl --tasks verilog-eval/dataset_spec-to-rtl --cache verdicts.jsonl\n  \
+                      didact verify judge answers.jsonl --model smollm2-135m-instruct --rubric same")]
+    Verify(Box<commands::judge::VerifyArgs>),
     /// Talk to a model in the terminal
     #[command(
         after_help = "Example:\n  didact chat --model smollm2-135m-instruct --system 'Answer in one sentence.'\n\n\

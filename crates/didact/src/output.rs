@@ -309,6 +309,8 @@ fn classify(error: &anyhow::Error) -> Option<&dyn Classify> {
             didact_infer::remote::RemoteError,
             didact_infer::transcript::TranscriptError,
             didact_train::TrainError,
+            didact_verify::sandbox::SandboxError,
+            didact_verify::verilog::TaskError,
             didact_core::run::RunError,
             didact_core::gguf::GgufError,
             didact_core::files::FileError,

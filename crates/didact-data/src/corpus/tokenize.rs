@@ -229,6 +229,10 @@ fn encode_row(encoder: &Encoder<'_>, row: &SourcedExample) -> Result<Made, DataE
         Example::Text { text } => {
             encoder.text_ids(text).map(Made::Text).map_err(|error| error.at_row(&row.path, row.row))
         }
+        Example::Preference { .. } => Err(DataError::Example {
+            place: crate::error::place(&row.path, row.row),
+            cause: "a pair of answers; the recipe `dpo` reads it from its file".to_owned(),
+        }),
         _ => encoder.encode(row).map(Made::Sequences),
     }
 }

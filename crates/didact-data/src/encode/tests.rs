@@ -497,3 +497,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pair_is_one_sequence_of_two_segments_each_cut_at_half() {
+    let side = |answer: &str| {
+        let mut asked = user("why");
+        asked.weight = Some(0.0);
+        Box::new(Example::Chat { messages: vec![asked, assistant(answer)], tools: Vec::new() })
+    };
+    let pair = |a: &str, b: &str| sourced(Example::Preference { chosen: side(a), rejected: side(b) });
+    let encoded = encode(CHATML, EncodeOptions::default(), &pair("yes", "no no")).expect("encodes").remove(0);
+    assert_eq!((encoded.kind, encoded.part), (ExampleKind::Preference, (0, 1)));
+    assert_eq!(
+        marked(CHATML, &encoded),
+        "<|im_start|>user\nwhy<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n\
+         <|im_start|>user\nwhy<|im_end|>\n<|im_start|>assistant\n[no no<|im_end|>]\n"
+    );
+    let sequence = &encoded.sequence;
+    let border = sequence.segment.iter().position(|s| *s == 1).expect("two segments");
+    assert_eq!(sequence.weight[border], 0.0, "a segment's first token is no target");
+    assert_eq!((sequence.segment[border - 1], *sequence.segment.last().expect("tokens")), (0, 1));
+    let alone = encode(CHATML, EncodeOptions::default(), &sourced(*side("yes"))).expect("encodes").remove(0);
+    assert_eq!(sequence.ids[..border], alone.sequence.ids);
+    assert_eq!(sequence.weight[..border], alone.sequence.weight);
+
+    let limited = EncodeOptions { max_seq_len: Some(2 * border - 1), ..EncodeOptions::default() };
+    let long = "no ".repeat(50);
+    let cut = encode(CHATML, limited.clone(), &pair("yes", &long)).expect("encodes").remove(0);
+    assert_eq!(cut.sequence.len(), 2 * border, "the worse answer is cut at half of the row");
+    assert!(cut.has_targets() && cut.truncated_tokens > 0 && cut.truncated_answers == 1);
+    // Nothing of one answer is left: the pair says nothing.
+    let short = EncodeOptions { max_seq_len: Some(7), ..EncodeOptions::default() };
+    assert!(!encode(CHATML, short, &pair("yes", "no")).expect("encodes").remove(0).has_targets());
+    assert!(!encode(CHATML, limited, &pair("yes", " ")).expect("encodes").remove(0).has_targets());
+}

@@ -103,5 +103,6 @@ fn texts(example: &didact_core::example::Example) -> Vec<&str> {
         Example::Text { text } => vec![text],
         Example::Completion { prompt, completion } => vec![prompt, completion],
         Example::Chat { messages, .. } => messages.iter().map(|message| message.content.as_str()).collect(),
+        Example::Preference { chosen, rejected } => [texts(chosen), texts(rejected)].concat(),
     }
 }

@@ -43,6 +43,7 @@ pub(super) fn convert(schema: Schema, row: &Row, names: &FieldNames) -> Result<E
         }
         Schema::Alpaca => alpaca(&root, row),
         Schema::ShareGpt => sharegpt(&root, row, names),
+        Schema::Preference => preference(&root, row, names),
     }
 }
 
@@ -152,6 +153,50 @@ fn prompt_completion(root: &At, row: &Row, names: &FieldNames) -> Result<Example
         (Value::Array(_), other) => Err(root.wrong(names.completion(), "a list of messages, as the prompt is", other)),
         (other, _) => Err(root.wrong(names.prompt(), "a string or a list of messages", other)),
     }
+}
+
+/// Two answers: strings after a prompt, or lists of messages after a prompt of messages, or beginning with the turns that
+/// both have.
+fn preference(root: &At, row: &Row, names: &FieldNames) -> Result<Example, Misfit> {
+    let tools = tools(root, row, names.tools())?;
+    let (chosen, rejected) = (root.required(row, "chosen")?, root.required(row, "rejected")?);
+    let mut prompt = match present(row, names.prompt()) {
+        None => Vec::new(),
+        Some(Value::String(text)) => match (chosen, rejected) {
+            (Value::String(chosen), Value::String(rejected)) => {
+                let answer = |completion: &str| {
+                    Box::new(Example::Completion { prompt: text.clone(), completion: completion.to_owned() })
+                };
+                return Ok(Example::Preference { chosen: answer(chosen), rejected: answer(rejected) });
+            }
+            _ => vec![Message::new(Role::User, text.as_str())],
+        },
+        Some(Value::Array(_)) => messages(root, row, names.prompt())?,
+        Some(other) => return Err(root.wrong(names.prompt(), "a string or a list of messages", other)),
+    };
+    let answer = |key: &str, value: &Value| match value {
+        Value::Array(_) => messages(root, row, key),
+        // Without a prompt there is nothing that this would be an answer to.
+        Value::String(text) if !prompt.is_empty() => Ok(vec![Message::new(Role::Assistant, text.as_str())]),
+        Value::String(_) => Err(root
+            .required(row, names.prompt())
+            .err()
+            .unwrap_or_else(|| root.wrong(names.prompt(), "a prompt that is not empty", &Value::Null))),
+        other => Err(root.wrong(key, "a string or a list of messages", other)),
+    };
+    let (mut chosen, mut rejected) = (answer("chosen", chosen)?, answer("rejected", rejected)?);
+    let most = chosen.len().min(rejected.len()).saturating_sub(1);
+    let shared = chosen.iter().zip(&rejected).take(most).take_while(|(a, b)| a == b).count();
+    prompt.extend(chosen.drain(..shared));
+    rejected.drain(..shared);
+    for turn in &mut prompt {
+        turn.weight = Some(0.0);
+    }
+    let whole = |answer: Vec<Message>| {
+        let messages = prompt.iter().cloned().chain(answer).collect();
+        Box::new(Example::Chat { messages, tools: tools.clone() })
+    };
+    Ok(Example::Preference { chosen: whole(chosen), rejected: whole(rejected) })
 }
 
 fn messages(root: &At, row: &Row, key: &str) -> Result<Vec<Message>, Misfit> {

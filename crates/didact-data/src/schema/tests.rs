@@ -26,6 +26,8 @@ fn each_schema_is_recognised_from_its_keys() {
         (json!({"messages": turn, "text": "rendered"}), Schema::Messages),
         (json!({"conversations": turn}), Schema::Messages),
         (json!({"conversations": [{"from": "human", "value": "q"}]}), Schema::ShareGpt),
+        (json!({"prompt": "p", "chosen": "c", "rejected": "r"}), Schema::Preference),
+        (json!({"prompt": "p", "completion": "c", "chosen": "c", "rejected": "r"}), Schema::Preference),
         (json!({"instruction": "i", "input": "", "output": "o", "text": "t"}), Schema::Alpaca),
     ] {
         assert_eq!(read(row.clone()).0, schema, "{row}");
@@ -135,4 +137,45 @@ fn sharegpt_rows_become_conversations() {
     assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::Tool, Role::Assistant]);
     assert_eq!(messages[2].tool_calls[0].arguments["x"], 1);
     assert_eq!(messages[4].weight, Some(0.0));
+}
+
+#[test]
+fn pairs_are_read_in_each_of_their_forms() {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let sides = |row: Value| match read(row).1 {
+        Example::Preference { chosen, rejected } => (*chosen, *rejected),
+        other => panic!("not a pair: {other:?}"),
+    };
+    let completion = |text: &str| Example::Completion { prompt: "p".into(), completion: text.into() };
+    let strings = sides(json!({"prompt": "p", "chosen": "c", "rejected": "r"}));
+    assert_eq!(strings, (completion("c"), completion("r")));
+    let chat = |answer: &str| {
+        let mut asked = Message::new(Role::User, "q");
+        asked.weight = Some(0.0);
+        Example::Chat { messages: vec![asked, Message::new(Role::Assistant, answer)], tools: Vec::new() }
+    };
+    let expected = (chat("c"), chat("r"));
+    let (q, c, r) = (turn("user", "q"), turn("assistant", "c"), turn("assistant", "r"));
+    for row in [
+        json!({"prompt": [q], "chosen": [c], "rejected": [r]}),
+        json!({"prompt": [q], "chosen": "c", "rejected": "r"}),
+        json!({"prompt": "q", "chosen": [c], "rejected": [r]}),
+        json!({"chosen": [q, c], "rejected": [q, r]}),
+    ] {
+        assert_eq!(sides(row.clone()), expected, "{row}");
+    }
+    // Answers that are the same stay answers.
+    let (chosen, rejected) = sides(json!({"chosen": [q, c], "rejected": [q, c]}));
+    assert_eq!((chosen, rejected), (chat("c"), chat("c")));
+    let names = FieldNames::default();
+    for (row, key) in [
+        (json!({"chosen": "c", "rejected": "r"}), "prompt"),
+        (json!({"prompt": "p", "chosen": "c", "rejected": 1}), "rejected"),
+        (json!({"prompt": 1, "chosen": "c", "rejected": "r"}), "prompt"),
+        (json!({"prompt": "p", "chosen": [], "rejected": []}), "chosen"),
+    ] {
+        let Value::Object(row) = row else { panic!("a row is an object") };
+        let misfit = convert(Schema::Preference, &row, &names).expect_err("no pair");
+        assert_eq!(misfit.key.as_deref(), Some(key), "{row:?}");
+    }
 }

@@ -18,7 +18,7 @@ pub use mixed::{
 };
 pub use settings::{
     DataRecipeSettings, DataSettings, EvalSettings, ExportDtype, ExportSettings, GenerateSettings, ModelSource,
-    OnBadRow, Paths, PrecisionChoice, QuickstartSettings, ToolworldSettings, TrainOn,
+    OnBadRow, Paths, PrecisionChoice, PreferenceRecipeSettings, QuickstartSettings, ToolworldSettings, TrainOn,
 };
 
 use crate::registry::{Method, NamedRecipe, named_recipe, recipes};
@@ -47,6 +47,8 @@ pub enum Settings {
     Quickstart(Box<QuickstartSettings>),
     /// `sft`.
     Sft(Box<DataRecipeSettings>),
+    /// `dpo`.
+    Dpo(Box<PreferenceRecipeSettings>),
     /// `continue-pretraining-text`.
     ContinuePretrainingText(Box<DataRecipeSettings>),
     /// `continual-pretraining`.
@@ -98,6 +100,7 @@ impl Settings {
         match self {
             Self::Quickstart(s) => common!(s),
             Self::Sft(s) | Self::ContinuePretrainingText(s) => common!(s),
+            Self::Dpo(s) => common!(s),
             Self::Continual(s) => common!(s),
             Self::Decomposition(s) => common!(s),
             Self::SkillIt(s) => common!(s),
@@ -171,6 +174,7 @@ pub fn json_schema(method: Method) -> Value {
     match method {
         Method::Quickstart => schema_of::<QuickstartSettings>(),
         Method::Sft | Method::ContinuePretrainingText => schema_of::<DataRecipeSettings>(),
+        Method::Dpo => schema_of::<PreferenceRecipeSettings>(),
         Method::Continual => schema_of::<ContinualSettings>(),
         Method::Decomposition => schema_of::<DecompositionSettings>(),
         Method::SkillIt => schema_of::<SkillItSettings>(),
@@ -196,6 +200,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
     let settings = match named.method {
         Method::Quickstart => Settings::Quickstart(Box::new(typed(&document)?)),
         Method::Sft => Settings::Sft(Box::new(typed(&document)?)),
+        Method::Dpo => Settings::Dpo(Box::new(typed(&document)?)),
         Method::ContinuePretrainingText => Settings::ContinuePretrainingText(Box::new(typed(&document)?)),
         Method::Continual => Settings::Continual(Box::new(typed(&document)?)),
         Method::Decomposition => Settings::Decomposition(Box::new(typed(&document)?)),
@@ -206,6 +211,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
     let (name, resolved) = match &settings {
         Settings::Quickstart(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Sft(s) | Settings::ContinuePretrainingText(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Dpo(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Continual(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Decomposition(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::SkillIt(s) => (s.name.clone(), resolved(s.as_ref())),
@@ -301,7 +307,32 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
         Settings::Sft(s) | Settings::ContinuePretrainingText(s) => {
             check_data("data", &s.data, &refuse)?;
         }
+        Settings::Dpo(s) => {
+            check_data("data", &s.data, &refuse)?;
+            check_preference(s, &refuse)?;
+        }
         _ => mixed::check(settings, &refuse)?,
+    }
+    Ok(())
+}
+
+/// Rules about learning from pairs.
+fn check_preference(s: &PreferenceRecipeSettings, refuse: &Refuse<'_>) -> Result<(), RecipeError> {
+    if let Err(error) = s.preference.validate() {
+        let message = format!("is {}, expected {}", error.found, error.expected);
+        return Err(refuse(&format!("preference.{}", error.key), message));
+    }
+    if s.data.schema.is_some_and(|schema| schema != didact_data::schema::Schema::Preference) {
+        return Err(refuse("data.schema", "must be `preference`: rows with `chosen` and `rejected`".into()));
+    }
+    if s.data.train_on != TrainOn::Assistant {
+        return Err(refuse("data.train_on", "has no meaning here: of a pair the answers are learned".into()));
+    }
+    if s.train.packing == didact_data::packing::Packing::Concat {
+        return Err(refuse("train.packing", "`concat` would tear pairs apart; take `best_fit` or `none`".into()));
+    }
+    if s.train.eval_steps.is_some() || s.train.load_best {
+        return Err(refuse("train.eval_steps", "pairs are measured before and after training only; remove it".into()));
     }
     Ok(())
 }

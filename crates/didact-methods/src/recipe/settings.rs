@@ -3,7 +3,7 @@
 use crate::toolworld::{Docs, LevelMix, WorldConfig};
 use didact_data::reader::TextUnit;
 use didact_data::schema::{FieldNames, Schema};
-use didact_train::TrainConfig;
+use didact_train::{PreferenceTable, TrainConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -87,6 +87,7 @@ enum SchemaName {
     Alpaca,
     #[serde(rename = "sharegpt")]
     ShareGpt,
+    Preference,
 }
 
 #[derive(JsonSchema)]
@@ -319,5 +320,15 @@ recipe_settings! {
     DataRecipeSettings {
         /// What to train the model on.
         data: DataSettings,
+    }
+}
+
+recipe_settings! {
+    /// The recipe `dpo`.
+    PreferenceRecipeSettings {
+        /// The pairs.
+        data: DataSettings,
+        /// The loss.
+        preference: PreferenceTable,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Writes `metrics.json`, `answers.jsonl` (every judged answer) and `samples.json` (answers to show).
 
-use super::{prepare, read_jsonl, toolworld, train, write_json, write_jsonl};
+use super::{prepare, read_json, read_jsonl, toolworld, train, write_json, write_jsonl};
 use crate::error::MethodError;
 use crate::meter::Meter;
 use crate::mixed::{Mixed, Reading};
@@ -18,7 +18,7 @@ use didact_data::batch::TrainingSet;
 use didact_data::template::RenderOptions;
 use didact_infer::{EngineWeights, LocalGenerator, Options};
 use didact_model::Decoder;
-use didact_train::{TokenScore, evaluate_loss, evaluate_tokens};
+use didact_train::{PairLogProb, PreferenceTable, TokenScore, evaluate_loss, evaluate_tokens, pair_log_probs};
 use didact_verify::{Category, ToolCallVerifier};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -36,6 +36,8 @@ pub const AFTER: &str = "evaluate-after";
 pub const METRICS: &str = "metrics.json";
 /// Judged answers.
 pub const ANSWERS: &str = "answers.jsonl";
+/// What the model says of each held-out pair, with a preference loss.
+pub const PAIRS: &str = "pairs.json";
 /// Answers to show.
 pub const SAMPLES: &str = "samples.json";
 
@@ -105,6 +107,8 @@ pub struct EvaluateStage {
     pub row_len: usize,
     /// Sources whose held-out documents are measured one by one, or `None` for what the stage [`prepare`] wrote.
     pub mixed: Option<Mixed>,
+    /// The loss over pairs of answers, where held-out data are pairs.
+    pub preference: Option<PreferenceTable>,
     /// Refuses what does not fit in memory.
     pub meter: Arc<Meter>,
 }
@@ -153,11 +157,54 @@ impl EvaluateStage {
         for (name, dir, row_len) in sets {
             let row_len = row_len.min(self.model.config().max_position_embeddings);
             let Some(set) = prepare::measuring_set(dir, row_len, self.eval.batch_size)? else { continue };
+            if let (Some(table), "held_out") = (&self.preference, name) {
+                self.pairs(context, table, decoder, &set, metrics)?;
+                continue;
+            }
             let loss = evaluate_loss(decoder, &set, 1, &context.cancel)?;
             let Some(loss) = loss else { return Err(stopped(context)) };
             metrics.insert(format!("{name}/loss"), loss.nats_per_token);
             metrics.insert(format!("{name}/perplexity"), loss.perplexity());
             context.reporter.count(self.name, &format!("{name} tokens"), loss.tokens, Some(loss.tokens));
+        }
+        Ok(())
+    }
+
+    /// How the model orders held-out pairs; the model as it came is the reference.
+    fn pairs(
+        &self,
+        context: &StageContext<'_>,
+        table: &PreferenceTable,
+        decoder: &Decoder,
+        set: &TrainingSet,
+        metrics: &mut Metrics,
+    ) -> Result<(), MethodError> {
+        let Some(pairs) = pair_log_probs(decoder, set, 1, &context.cancel)? else { return Err(stopped(context)) };
+        write_json(&context.work_dir.join(PAIRS), &pairs)?;
+        let reference: Vec<PairLogProb> =
+            if self.is_after() { read_json(&context.input(BEFORE).join(PAIRS))? } else { pairs.clone() };
+        let (mut count, mut sums) = (0.0, [0.0; 6]);
+        for (pair, reference) in pairs.iter().zip(&reference) {
+            // A pair that nothing could be trained of lies in no row.
+            if pair.chosen.weight == 0.0 || pair.rejected.weight == 0.0 {
+                continue;
+            }
+            count += 1.0;
+            let loss = table.of(pair, reference);
+            let (chosen, rejected) = (pair.chosen.mean(), pair.rejected.mean());
+            let share = |holds: bool| f64::from(u8::from(holds));
+            let values = [loss.loss, loss.margin, share(loss.margin > 0.0), share(chosen > rejected), chosen, rejected];
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+        let names = ["loss", "margin", "accuracy", "likelier_chosen", "chosen_logp", "rejected_logp"];
+        for (name, sum) in names.into_iter().zip(sums) {
+            // Before training a reference is compared with itself: there is nothing to order by.
+            let says_nothing = !self.is_after() && table.needs_reference() && matches!(name, "margin" | "accuracy");
+            if count > 0.0 && !says_nothing {
+                metrics.insert(format!("held_out_pairs/{name}"), sum / count);
+            }
         }
         Ok(())
     }
@@ -336,7 +383,13 @@ impl EvaluateStage {
         let mut shown = Vec::new();
         let mut prompts = Vec::new();
         for row in rows.iter().take(self.generate.samples) {
-            let (request, expected, prompt) = match &row.example {
+            // Of a pair the better answer is what should be said.
+            let example = match &row.example {
+                Example::Preference { chosen, .. } => chosen.as_ref(),
+                example => example,
+            };
+            let (request, expected, prompt) = match example {
+                Example::Preference { .. } => continue,
                 Example::Chat { messages, .. } => {
                     let Some(answer) = messages.iter().rposition(|m| m.role == Role::Assistant) else { continue };
                     let prompt = self.prompt(&messages[..=answer])?;
@@ -429,6 +482,9 @@ impl Stage for EvaluateStage {
         if let Some(mixed) = &self.mixed {
             settings["reading"] = json!(mixed.reading);
         }
+        if let Some(preference) = &self.preference {
+            settings["preference"] = json!(preference);
+        }
         settings
     }
 
@@ -443,6 +499,9 @@ impl Stage for EvaluateStage {
         }
         if self.is_after() {
             inputs.push(StageInput::Stage(train::NAME.into()));
+            if self.preference.is_some() {
+                inputs.push(StageInput::Stage(BEFORE.into()));
+            }
         }
         inputs
     }

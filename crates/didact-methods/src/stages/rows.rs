@@ -142,10 +142,15 @@ impl<'a> Rows<'a> {
     }
 
     fn accept(&self, row: SourcedExample) -> Result<SourcedExample, MethodError> {
+        let wants_pairs = self.settings.schema == Some(Schema::Preference);
+        if matches!(row.example, Example::Preference { .. }) && !wants_pairs {
+            return Err(MethodError::Pairs { path: row.path, row: row.row });
+        }
         let found = match &row.example {
             Example::Text { .. } => return Ok(row),
             Example::Completion { .. } => Schema::PromptCompletion.as_str(),
             Example::Chat { .. } => Schema::Messages.as_str(),
+            Example::Preference { .. } => Schema::Preference.as_str(),
         };
         match self.text_only {
             None => Ok(row),

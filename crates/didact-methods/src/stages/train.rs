@@ -3,7 +3,7 @@
 //! Writes `adapter/` in PEFT's layout or `model/` in f32, `trunk/` likewise where the schedule ends with a decay,
 //! `outcome.json`, and the checkpoints that were kept.
 
-use super::{graph, prepare, write_json};
+use super::{graph, prepare, read_json, write_json};
 use crate::error::MethodError;
 use crate::meter::Meter;
 use crate::mixed::{Mixed, Reading};
@@ -19,8 +19,8 @@ use didact_model::peft::{Adapter, save_adapter};
 use didact_model::{Decoder, Dtype};
 use didact_train::trainer::CHECKPOINTS;
 use didact_train::{
-    CheckpointStore, Evaluation, Hook, HookResult, Measured, PoolTotals, Session, StepResult, TrainConfig,
-    TrainOutcome, Trainer,
+    CheckpointStore, Evaluation, Hook, HookResult, Measured, Objective, PairLogProb, PoolTotals, PreferenceTable,
+    Session, StepResult, TrainConfig, TrainOutcome, Trainer, pair_log_probs,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -39,6 +39,8 @@ pub const TRUNK: &str = "trunk";
 /// What came of it.
 pub const OUTCOME: &str = "outcome.json";
 
+/// What the model as it came says of each pair, with a preference loss that compares with it.
+pub const REFERENCE: &str = "reference.json";
 /// What was said about the curriculum.
 pub const NOTES: &str = "notes.json";
 /// What was measured along the way, with a curriculum.
@@ -135,6 +137,8 @@ pub struct TrainStage {
     pub train: TrainConfig,
     /// Sources and what is read of them, or `None` for the store that the stage [`prepare`] wrote.
     pub mixed: Option<Mixed>,
+    /// The loss over pairs of answers, or `None` for that of next tokens.
+    pub preference: Option<PreferenceTable>,
     /// Whether held-out loss is measured along the way.
     pub evaluate: bool,
     /// Rows measured at a time.
@@ -188,8 +192,35 @@ impl TrainStage {
         };
         let mut decoder = self.decoder(context)?;
         let measured = held_out.iter().map(Measured::from).collect();
-        let outcome = didact_train::train(&mut decoder, &set, measured, &self.train, context)?;
+        let reference = match &self.preference {
+            Some(table) if table.needs_reference() => self.reference(context, &decoder)?,
+            _ => Vec::new(),
+        };
+        let objective = match &self.preference {
+            Some(table) => Objective::Preference { table, reference: &reference },
+            None => Objective::NextToken,
+        };
+        let trainer = Trainer::new(&mut decoder, &set, measured, &self.train, Session::from(context));
+        let outcome = trainer.with_objective(objective).run()?;
         self.finish(context, decoder, &outcome)
+    }
+
+    /// What the model as it came says of every pair. `decoder` is that model: an adapter that was not trained yet changes
+    /// nothing. Computed once and kept, since the decoder that trains on does not know it any more.
+    fn reference(&self, context: &StageContext<'_>, decoder: &Decoder) -> Result<Vec<PairLogProb>, MethodError> {
+        let path = context.work_dir.join(REFERENCE);
+        if path.is_file() {
+            return read_json(&path);
+        }
+        let store = context.input(prepare::NAME).join(prepare::TRAIN);
+        let set = prepare::measuring_set(store, self.train.max_seq_len, self.eval_batch)?;
+        let pairs = match &set {
+            Some(set) => pair_log_probs(decoder, set, 1, &context.cancel)?,
+            None => Some(Vec::new()),
+        };
+        let pairs = pairs.ok_or_else(|| MethodError::Stopped { run_dir: context.run.root().to_owned() })?;
+        write_json(&path, &pairs)?;
+        Ok(pairs)
     }
 
     /// Trains on what a curriculum over named sources gives.
@@ -296,6 +327,9 @@ impl Stage for TrainStage {
         let mut settings = json!({ "train": self.train, "evaluate": self.evaluate, "eval_batch": self.eval_batch });
         if let Some(mixed) = &self.mixed {
             settings["reading"] = json!(mixed.reading);
+        }
+        if let Some(preference) = &self.preference {
+            settings["preference"] = json!(preference);
         }
         settings
     }

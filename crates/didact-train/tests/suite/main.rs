@@ -2,6 +2,7 @@
 
 mod curriculum;
 mod golden;
+mod preference;
 mod resume;
 mod support;
 mod training;

@@ -52,11 +52,26 @@ pub struct Comparison {
     pub reason: String,
 }
 
+/// Whether a value may be of another kind than the right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Types {
+    /// A number is not the string of its digits: what a schema asks for.
+    #[default]
+    Strict,
+    /// `"4"` is `4`, `"true"` is `true`, `"null"` is null: for models that were not shown a schema.
+    Loose,
+}
+
 /// Compares the calls an answer makes with the right ones.
 ///
 /// The order of arguments never matters; the order of calls does not either. Numbers compare by value (`4` is `4.0`),
 /// everything else exactly, and a number is not the string of its digits.
 pub fn compare(right: &[ToolCall], found: &[ToolCall]) -> Comparison {
+    compare_types(right, found, Types::Strict)
+}
+
+/// [`compare`], with values of other kinds allowed or not.
+pub fn compare_types(right: &[ToolCall], found: &[ToolCall], types: Types) -> Comparison {
     let names = |calls: &[ToolCall]| {
         let mut names: Vec<String> = calls.iter().map(|c| c.name.clone()).collect();
         names.sort();
@@ -76,7 +91,7 @@ pub fn compare(right: &[ToolCall], found: &[ToolCall]) -> Comparison {
     let mut open: Vec<&ToolCall> = found.iter().collect();
     let mut unmatched = Vec::new();
     for call in right {
-        match open.iter().position(|f| f.name == call.name && same_arguments(call, f)) {
+        match open.iter().position(|f| f.name == call.name && same_arguments(call, f, types)) {
             Some(index) => {
                 open.remove(index);
             }
@@ -86,7 +101,7 @@ pub fn compare(right: &[ToolCall], found: &[ToolCall]) -> Comparison {
     let mut worst = Comparison { category: Category::Exact, reason: "the call is right".into() };
     for call in unmatched {
         let index = open.iter().position(|f| f.name == call.name).expect("both lists hold the same names");
-        let difference = arguments(call, open.remove(index));
+        let difference = arguments(call, open.remove(index), types);
         if worst.category == Category::Exact || difference.category < worst.category {
             worst = difference;
         }
@@ -94,13 +109,13 @@ pub fn compare(right: &[ToolCall], found: &[ToolCall]) -> Comparison {
     worst
 }
 
-fn same_arguments(right: &ToolCall, found: &ToolCall) -> bool {
+fn same_arguments(right: &ToolCall, found: &ToolCall, types: Types) -> bool {
     right.arguments.len() == found.arguments.len()
-        && right.arguments.iter().all(|(name, value)| found.arguments.get(name).is_some_and(|f| same(value, f)))
+        && right.arguments.iter().all(|(name, value)| found.arguments.get(name).is_some_and(|f| same(value, f, types)))
 }
 
 /// The difference between the arguments of two calls that are not the same.
-fn arguments(right: &ToolCall, found: &ToolCall) -> Comparison {
+fn arguments(right: &ToolCall, found: &ToolCall, types: Types) -> Comparison {
     let absent = |from: &ToolCall, of: &ToolCall| {
         let names: Vec<String> =
             of.arguments.keys().filter(|n| !from.arguments.contains_key(*n)).map(|n| format!("`{n}`")).collect();
@@ -114,7 +129,7 @@ fn arguments(right: &ToolCall, found: &ToolCall) -> Comparison {
         (true, true) => {
             let wrong = right.arguments.iter().find_map(|(name, value)| {
                 let found = found.arguments.get(name)?;
-                (!same(value, found)).then(|| format!("`{name}` is {found}, expected {value}"))
+                (!same(value, found, types)).then(|| format!("`{name}` is {found}, expected {value}"))
             });
             (Category::Value, wrong.unwrap_or_default())
         }
@@ -122,12 +137,17 @@ fn arguments(right: &ToolCall, found: &ToolCall) -> Comparison {
     Comparison { category, reason }
 }
 
-fn same(a: &Value, b: &Value) -> bool {
+fn same(a: &Value, b: &Value, types: Types) -> bool {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => x == y || (x.as_f64().is_some() && x.as_f64() == y.as_f64()),
-        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y, types)),
         (Value::Object(x), Value::Object(y)) => {
-            x.len() == y.len() && x.iter().all(|(key, x)| y.get(key).is_some_and(|y| same(x, y)))
+            x.len() == y.len() && x.iter().all(|(key, x)| y.get(key).is_some_and(|y| same(x, y, types)))
+        }
+        (Value::String(text), other) | (other, Value::String(text)) if types == Types::Loose && !other.is_string() => {
+            // What the text would be without its quotes; never another text, so this ends here.
+            let unquoted: Result<Value, _> = serde_json::from_str(&text.trim().to_lowercase());
+            unquoted.is_ok_and(|value| !value.is_string() && same(&value, other, Types::Strict))
         }
         _ => a == b,
     }

@@ -11,9 +11,9 @@ mod compare;
 mod parse;
 mod verifier;
 
-pub use compare::{Category, Comparison, compare};
+pub use compare::{Category, Comparison, Types, compare, compare_types};
 pub use parse::{ParseError, parse_calls, render_call};
-pub use verifier::{ReferenceError, ToolCallVerifier, reference_calls};
+pub use verifier::{LooseToolCallVerifier, ReferenceError, ToolCallVerifier, reference_calls};
 
 #[cfg(test)]
 mod tests;

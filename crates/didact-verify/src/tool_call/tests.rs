@@ -103,6 +103,26 @@ fn each_kind_of_difference_has_its_category() {
 }
 
 #[test]
+fn kinds_may_be_loose_when_that_is_asked_for() {
+    for (right, found, expected) in [
+        ("f(a=1)", "f(a=\"1\")", "exact"),
+        ("f(a=\"1\")", "f(a=1.0)", "exact"),
+        ("f(a=true)", "f(a=\"True\")", "exact"),
+        ("f(a=[1, 2])", "f(a=[\"1\", 2])", "exact"),
+        ("f(a=1)", "f(a=\"2\")", "value"),
+        ("f(a=x)", "f(a=X)", "value"),
+        ("f(a=1)", "f(a=\"one\")", "value"),
+        ("f(a=[1])", "f(a=\"[1]\")", "exact"),
+    ] {
+        let found = compare_types(&parse(right), &parse(found), Types::Loose);
+        assert_eq!(found.category.as_str(), expected, "{right}: {}", found.reason);
+    }
+    let right = json!({"name": "f", "arguments": {"a": 1}});
+    assert!(LooseToolCallVerifier.judge(&right, "f(a=\"1\")").is_right());
+    assert!(!ToolCallVerifier.judge(&right, "f(a=\"1\")").is_right());
+}
+
+#[test]
 fn calls_are_paired_so_that_equal_ones_meet() {
     assert_eq!(category("[f(a=1), f(a=2), g()]", "[g(), f(a=2), f(a=1)]"), "exact");
     assert_eq!(category("[f(a=1), f(a=2)]", "[f(a=2), f(a=3)]"), "value");

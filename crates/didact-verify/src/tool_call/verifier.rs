@@ -1,6 +1,6 @@
 //! The verifier over parser and comparison.
 
-use super::compare::{Category, compare};
+use super::compare::{Category, Types, compare_types};
 use super::parse::{ParseError, call_from_json, parse_calls};
 use didact_core::cancel::Cancel;
 use didact_core::message::ToolCall;
@@ -14,6 +14,10 @@ use serde_json::Value;
 /// not judged: no score, category `bad_reference`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ToolCallVerifier;
+
+/// [`ToolCallVerifier`] with [`Types::Loose`]: `"4"` is as good as `4`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LooseToolCallVerifier;
 
 /// Why a reference is not a list of calls.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,40 +36,51 @@ pub fn reference_calls(reference: &Value) -> Result<Vec<ToolCall>, ReferenceErro
     })
 }
 
+fn judge(reference: &Value, answer: &str, types: Types) -> Verdict {
+    let right = match reference_calls(reference) {
+        Ok(calls) => calls,
+        Err(error) => {
+            return Verdict { score: None, category: "bad_reference".into(), reason: error.to_string() };
+        }
+    };
+    let (category, reason) = match parse_calls(answer) {
+        Ok(found) => {
+            let comparison = compare_types(&right, &found, types);
+            (comparison.category, comparison.reason)
+        }
+        Err(error) => (Category::Format, error.to_string()),
+    };
+    let score = if category == Category::Exact { 1.0 } else { 0.0 };
+    Verdict { score: Some(score), category: category.as_str().into(), reason }
+}
+
 impl ToolCallVerifier {
     /// Judges one answer.
     pub fn judge(&self, reference: &Value, answer: &str) -> Verdict {
-        let right = match reference_calls(reference) {
-            Ok(calls) => calls,
-            Err(error) => {
-                return Verdict { score: None, category: "bad_reference".into(), reason: error.to_string() };
-            }
-        };
-        let (category, reason) = match parse_calls(answer) {
-            Ok(found) => {
-                let comparison = compare(&right, &found);
-                (comparison.category, comparison.reason)
-            }
-            Err(error) => (Category::Format, error.to_string()),
-        };
-        let score = if category == Category::Exact { 1.0 } else { 0.0 };
-        Verdict { score: Some(score), category: category.as_str().into(), reason }
+        judge(reference, answer, Types::Strict)
     }
 }
 
-impl Verifier for ToolCallVerifier {
-    fn verify(
-        &self,
-        items: &[(&Item, &str)],
-        sink: &mut dyn FnMut(usize, Verdict),
-        cancel: &Cancel,
-    ) -> Result<(), VerifyError> {
-        for (index, (item, answer)) in items.iter().enumerate() {
-            if cancel.is_cancelled() {
-                break;
-            }
-            sink(index, self.judge(&item.reference, answer));
-        }
-        Ok(())
+impl LooseToolCallVerifier {
+    /// Judges one answer.
+    pub fn judge(&self, reference: &Value, answer: &str) -> Verdict {
+        judge(reference, answer, Types::Loose)
     }
 }
+
+macro_rules! verifier {
+    ($($kind:ty),*) => {$(
+        impl Verifier for $kind {
+            fn verify(
+                &self,
+                items: &[(&Item, &str)],
+                sink: &mut dyn FnMut(usize, Verdict),
+                cancel: &Cancel,
+            ) -> Result<(), VerifyError> {
+                crate::each(items, sink, cancel, |item, answer| self.judge(&item.reference, answer));
+                Ok(())
+            }
+        }
+    )*};
+}
+verifier!(ToolCallVerifier, LooseToolCallVerifier);

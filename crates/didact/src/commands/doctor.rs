@@ -6,6 +6,7 @@ use crate::output::{Output, Status};
 use didact_core::progress::Table;
 use didact_kernels::Level;
 use didact_model::DeviceKind;
+use didact_verify::sandbox::{Mechanism, Sandbox};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ struct Report {
     cpu: Cpu,
     memory: Memory,
     devices: Vec<Device>,
-    sandbox: Sandbox,
+    sandbox: SandboxState,
     tools: Vec<Tool>,
     environment: Vec<Variable>,
 }
@@ -52,9 +53,11 @@ struct Device {
 }
 
 #[derive(Serialize)]
-struct Sandbox {
+struct SandboxState {
     available: bool,
-    note: &'static str,
+    /// What would hold a program: `bubblewrap` or `landlock`.
+    mechanism: Option<Mechanism>,
+    note: String,
 }
 
 #[derive(Serialize)]
@@ -72,10 +75,12 @@ struct Variable {
 }
 
 /// Programs that Didact calls, and what is lost without each.
-const TOOLS: [(&str, &str); 3] = [
+const TOOLS: [(&str, &str); 5] = [
     ("python3", "`model pull` cannot turn to the package registry; the hub still works"),
     ("pip", "as python3, unless `python3 -m pip` works"),
-    ("bwrap", "programs that a model writes are not run"),
+    ("bwrap", "the sandbox is the weaker one of Landlock; install `bubblewrap`"),
+    ("iverilog", "Verilog is not compiled, so not verified; install `iverilog`"),
+    ("vvp", "Verilog is not simulated, so not verified; install `iverilog`"),
 ];
 
 /// Variables that change what Didact does. Tokens are only said to be there.
@@ -112,10 +117,7 @@ pub(crate) fn run(threads: usize, output: &Output) -> anyhow::Result<Status> {
         },
         memory: Memory { total_bytes: memory::total(), free_bytes: memory::free() },
         devices: DeviceKind::ALL.into_iter().map(device).collect(),
-        sandbox: match on_path("bwrap") {
-            Some(_) => Sandbox { available: true, note: "bubblewrap is there" },
-            None => Sandbox { available: false, note: "without bubblewrap, programs that a model writes are not run" },
-        },
+        sandbox: sandbox(),
         tools: TOOLS.iter().map(|&(name, without_it)| Tool { name, path: on_path(name), without_it }).collect(),
         environment: VARIABLES.iter().filter_map(|name| variable(name)).collect(),
     };
@@ -157,6 +159,18 @@ fn device(kind: DeviceKind) -> Device {
     Device { name: kind.as_str(), available: count > 0, count, note }
 }
 
+/// What would hold a program that a model wrote, found by running something in it.
+fn sandbox() -> SandboxState {
+    let found = std::env::current_exe().map_err(|e| e.to_string());
+    match found.and_then(|helper| Sandbox::detect(&helper).map_err(|e| e.to_string())) {
+        Ok(sandbox) => {
+            let mechanism = sandbox.mechanism();
+            SandboxState { available: true, mechanism: Some(mechanism), note: mechanism.describe().to_owned() }
+        }
+        Err(note) => SandboxState { available: false, mechanism: None, note },
+    }
+}
+
 /// Where a program is on `PATH`.
 fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -187,7 +201,7 @@ fn text(report: &Report, output: &Output) -> String {
         ["kernels".to_owned(), format!("{} (this machine has {})", cpu.level, cpu.levels.join(", "))],
         ["bf16".to_owned(), bf16.to_owned()],
         ["memory".to_owned(), format!("{free} free of {total}")],
-        ["sandbox".to_owned(), report.sandbox.note.to_owned()],
+        ["sandbox".to_owned(), report.sandbox.note.clone()],
     ];
     for device in &report.devices {
         let note = match device.count {
