@@ -15,6 +15,8 @@ pub enum Method {
     Decomposition,
     /// Skills chosen by what they help with.
     SkillIt,
+    /// Near-zero loss on very little text.
+    Hyperfitting,
     /// Several sources by weights, or easy rows first.
     Mixture,
 }
@@ -32,7 +34,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 7] = [
+const RECIPES: [NamedRecipe; 8] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",
@@ -68,6 +70,12 @@ const RECIPES: [NamedRecipe; 7] = [
         summary: "rows with a skill column, mixed by which skill helps which and what is still badly known",
         text: include_str!("../../../recipes/skill-it.toml"),
         method: Method::SkillIt,
+    },
+    NamedRecipe {
+        name: "hyperfitting",
+        summary: "near-zero loss on very little text, so that greedy text no longer loops; diversity before and after",
+        text: include_str!("../../../recipes/hyperfitting.toml"),
+        method: Method::Hyperfitting,
     },
     NamedRecipe {
         name: "mixture",
