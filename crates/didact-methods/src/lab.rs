@@ -120,25 +120,6 @@ pub fn stopped(lab: &Lab<'_>) -> MethodError {
     MethodError::Stopped { run_dir: lab.context().run.root().to_owned() }
 }
 
-/// Keeps a model in `dir` for arms that need this one.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn save(decoder: &Decoder, dir: &Path) -> Result<(), MethodError> {
-    save_model(dir, decoder.config(), decoder.merged(), Dtype::F32)?;
-    Ok(())
-}
-
-/// The model that an arm has [saved](save).
-///
-/// # Errors
-/// When it cannot be read.
-pub fn load(dir: &Path) -> Result<Decoder, MethodError> {
-    let mut decoder = Decoder::load(&Checkpoint::open(dir)?, &Device::default())?;
-    decoder.set_precision(Precision::F32);
-    Ok(decoder)
-}
-
 /// A generator over a made-up language, to be asked by token ids; `rule` says what may not come next. Answers end at
 /// `max_tokens` only, if `ignore_eos` is set.
 ///

@@ -231,11 +231,11 @@ fn differing(a: &[usize], b: &[usize]) -> f64 {
 }
 
 fn base(lab: &Lab<'_>) -> Result<Decoder, MethodError> {
-    lab::load(&lab.arm("base").join(MODEL))
+    lab::load(lab, "base", MODEL)
 }
 
 fn hyperfitted(lab: &Lab<'_>) -> Result<Decoder, MethodError> {
-    lab::load(&lab.arm("hyperfitted").join(MODEL))
+    lab::load(lab, "hyperfitted", MODEL)
 }
 
 fn sequences(texts: &[Vec<u32>]) -> impl Iterator<Item = Sequence> + '_ {
@@ -286,7 +286,7 @@ fn pretrain(lab: &Lab<'_>) -> Result<Outcome, MethodError> {
         without_borders: true,
     };
     let trained = lab::train(lab, &mut decoder, training)?;
-    lab::save(&decoder, &lab.dir().join(MODEL))?;
+    lab::save(lab, MODEL, &decoder)?;
     let sure = Sureness::of(&engine(&decoder), &world.held_out);
     let mut outcome = Outcome { tokens: trained.state.totals.tokens, ..Outcome::default() };
     outcome.values.insert(NLL.into(), sure.nll);
@@ -373,7 +373,7 @@ fn hyperfit(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
     outcome.values.insert(TRAIN_LOSS.into(), trained.final_loss.unwrap_or(f64::NAN));
     outcome.values.insert("updates".into(), trained.state.step as f64);
     if arm == "hyperfitted" {
-        lab::save(&decoder, &lab.dir().join(MODEL))?;
+        lab::save(lab, MODEL, &decoder)?;
         let texts: Vec<Vec<u32>> = read_json(&lab.dir().join(TEXTS))?;
         let [overridden, far] = overrides(&world, lab, &decoder, &texts)?;
         outcome.values.insert(OVERRIDDEN.into(), overridden);
