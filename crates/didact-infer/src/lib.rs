@@ -23,6 +23,7 @@ mod prefix;
 mod reading;
 #[cfg(feature = "remote")]
 pub mod remote;
+mod rule;
 mod sampler;
 mod scheduler;
 mod stop;
@@ -38,6 +39,7 @@ pub use error::InferError;
 pub use generator::LocalGenerator;
 pub use model::LocalModel;
 pub use reading::Reading;
+pub use rule::{Citations, NoRepeat, ScoreRule};
 pub use sampler::{Choice, End, Sampler, Samplers, check};
 pub use scheduler::{Event, Options, RequestId, Scheduler, Written};
 pub use weights::EngineWeights;

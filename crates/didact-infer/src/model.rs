@@ -3,6 +3,7 @@
 use crate::adapter::EngineAdapter;
 use crate::engine::Engine;
 use crate::error::InferError;
+use crate::rule::ScoreRule;
 use crate::sampler::Samplers;
 use crate::weights::EngineWeights;
 use didact_core::generate::{Prompt, RequestError};
@@ -40,6 +41,13 @@ impl LocalModel {
         }
         let samplers = Samplers::new(Arc::clone(&tokenizer), eos.clone(), rows);
         Ok(Self { engine: Engine::new(weights, precision), tokenizer, eos, samplers, adapters: Vec::new() })
+    }
+
+    /// The same model with a rule over what comes next; one given before is replaced.
+    #[must_use]
+    pub fn with_rule(mut self, rule: Arc<dyn ScoreRule>) -> Self {
+        self.samplers.set_rule(rule);
+        self
     }
 
     /// Adds a LoRA adapter, used beside the weights by the requests that name it; one of the same name is replaced.

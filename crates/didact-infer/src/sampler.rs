@@ -1,7 +1,8 @@
 //! Choosing the next token from the model's scores.
 //!
 //! A step's scores (logits) are changed in this order, which is vLLM's as far as scores are changed and that of
-//! `transformers` as far as tokens are left out: the constraint rules tokens out; biases are added; tokens that would end
+//! `transformers` as far as tokens are left out: the constraint rules tokens out, then the model's own
+//! [rule](crate::ScoreRule) if it has one; biases are added; tokens that would end
 //! the answer before `min_tokens` are ruled out; repetition, frequency and presence penalties; temperature; top-k; top-p
 //! over what top-k left; min-p. (vLLM applies min-p before top-k and top-p; that differs only where top-p is given too.)
 //! Log-probabilities are those of the scores as the model gave them.
@@ -14,6 +15,7 @@ mod filter;
 mod tests;
 
 use crate::constraint::{Constraints, Grammar};
+use crate::rule::ScoreRule;
 use didact_core::generate::{RequestError, Sampling, TokenLogProb};
 use didact_core::seed::Streams;
 use didact_data::tokenizer::Tokenizer;
@@ -51,12 +53,18 @@ pub struct Samplers {
     vocab: usize,
     eos: Vec<u32>,
     constraints: Constraints,
+    rule: Option<Arc<dyn ScoreRule>>,
 }
 
 impl Samplers {
     /// For a model with scores for `vocab` tokens whose answers end with one of `eos`.
     pub fn new(tokenizer: Arc<Tokenizer>, eos: Vec<u32>, vocab: usize) -> Self {
-        Self { vocab, constraints: Constraints::new(tokenizer, eos.clone(), vocab), eos }
+        Self { vocab, constraints: Constraints::new(tokenizer, eos.clone(), vocab), eos, rule: None }
+    }
+
+    /// Sets the rule that all samplers made from now on follow.
+    pub(crate) fn set_rule(&mut self, rule: Arc<dyn ScoreRule>) {
+        self.rule = Some(rule);
     }
 
     /// Checks a request's settings; the sampler of its first answer.
@@ -68,7 +76,7 @@ impl Samplers {
         check(sampling)?;
         check_tokens(sampling, self.vocab)?;
         let grammar = sampling.constraint.as_ref().map(|c| self.constraints.compile(c)).transpose()?;
-        Ok(Sampler::new(sampling, &self.eos, grammar))
+        Ok(Sampler::new(sampling, &self.eos, grammar, self.rule.clone()))
     }
 }
 
@@ -92,6 +100,7 @@ struct Settings {
     sampling: Sampling,
     /// Tokens that end an answer, in order.
     ends: Vec<u32>,
+    rule: Option<Arc<dyn ScoreRule>>,
 }
 
 impl Settings {
@@ -103,12 +112,12 @@ impl Settings {
 
 impl Sampler {
     /// The sampler of a request's first answer. The settings were checked.
-    fn new(sampling: &Sampling, eos: &[u32], grammar: Option<Grammar>) -> Self {
+    fn new(sampling: &Sampling, eos: &[u32], grammar: Option<Grammar>, rule: Option<Arc<dyn ScoreRule>>) -> Self {
         let mut ends = if sampling.ignore_eos { Vec::new() } else { eos.to_vec() };
         ends.extend(&sampling.stop_token_ids);
         ends.sort_unstable();
         ends.dedup();
-        let settings = Arc::new(Settings { sampling: sampling.clone(), ends });
+        let settings = Arc::new(Settings { sampling: sampling.clone(), ends, rule });
         let key = key(sampling.seed, 0);
         Self { settings, key, seen: BTreeMap::new(), counted: None, grammar, row: Vec::new() }
     }
@@ -175,7 +184,7 @@ impl Sampler {
         Ok(Choice { id, log_prob, top, end })
     }
 
-    /// Writes the scores into `row` as constraint, bias and penalties change them. `false` if none does.
+    /// Writes the scores into `row` as constraint, rule, bias and penalties change them. `false` if none does.
     fn change(
         &mut self,
         row: &mut Vec<f32>,
@@ -187,7 +196,8 @@ impl Sampler {
         let s = &settings.sampling;
         let is_early = answer.len() < s.min_tokens && !settings.ends.is_empty();
         let has_penalties = settings.has_penalties();
-        if self.grammar.is_none() && s.logit_bias.is_empty() && !is_early && !has_penalties {
+        let is_free = self.grammar.is_none() && settings.rule.is_none();
+        if is_free && s.logit_bias.is_empty() && !is_early && !has_penalties {
             return Ok(false);
         }
         scores.clone_into(row);
@@ -196,6 +206,13 @@ impl Sampler {
             grammar.rule_out(row)?;
             // A constraint that is fulfilled wins over `min_tokens`.
             may_end_early = is_early && settings.ends.iter().any(|&id| row[id as usize] > f32::NEG_INFINITY);
+        }
+        if let Some(rule) = &settings.rule {
+            let kept = row.clone();
+            rule.rule_out(prompt, answer, row);
+            if largest(row).is_none() {
+                kept.clone_into(row);
+            }
         }
         for (&id, bias) in &s.logit_bias {
             row[id as usize] += bias;

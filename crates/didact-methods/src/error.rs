@@ -137,6 +137,20 @@ pub enum MethodError {
         /// How many there are.
         rows: u64,
     },
+    /// Too few documents of the length that is learned by heart.
+    #[error(
+        "{found} different documents of at least {tokens} tokens, expected {needed}; the longest has {longest} or more"
+    )]
+    TooFewSnippets {
+        /// How many there are.
+        found: usize,
+        /// How many it takes: a batch, and some to measure on.
+        needed: usize,
+        /// Their length.
+        tokens: usize,
+        /// Tokens of the longest document, as far as it was looked at.
+        longest: usize,
+    },
     /// Named sources that do not fit each other, the recipe or the model.
     #[error("{reason}")]
     Sources {
@@ -207,6 +221,7 @@ impl Classify for MethodError {
             | Self::Memory { .. }
             | Self::Request { .. }
             | Self::TooFewRows { .. }
+            | Self::TooFewSnippets { .. }
             | Self::Sources { .. }
             | Self::WrongSchema { .. }
             | Self::Pairs { .. } => Fault::Input,
@@ -236,6 +251,9 @@ impl Classify for MethodError {
             Self::Memory { advice, .. } => Some(format!("{advice}; or go on all the same with `--force`")),
             Self::TooFewRows { .. } => {
                 Some("give more rows, name others with `data.held_out_path`, or set `data.held_out=0`".into())
+            }
+            Self::TooFewSnippets { .. } => {
+                Some("give more documents, or lower `train.max_seq_len` or `train.batch_size`".into())
             }
             Self::WrongSchema { .. } => Some("use the recipe `sft` for chats and prompt/completion pairs".into()),
             Self::Pairs { .. } => Some("use the recipe `dpo` for pairs".into()),

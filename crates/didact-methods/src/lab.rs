@@ -1,6 +1,7 @@
 //! What reproductions share: small models from scratch, stores of made-up sequences, and trainings inside an arm.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use didact_core::files;
@@ -9,6 +10,8 @@ use didact_core::sequence::Sequence;
 use didact_data::batch::{Batch, TrainingSet};
 use didact_data::packing::Packing;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
+use didact_data::train::{TokenizerKind, TokenizerSettings, train_tokenizer};
+use didact_infer::{EngineWeights, LocalGenerator, LocalModel, Options, ScoreRule};
 use didact_kernels::Precision;
 use didact_model::export::save_model;
 use didact_model::{Checkpoint, Decoder, Dtype, ModelConfig};
@@ -112,8 +115,26 @@ pub fn token_scores(lab: &Lab<'_>, decoder: &Decoder, set: &TrainingSet) -> Resu
     evaluate_tokens(decoder, set, 1, &lab.context().cancel)?.ok_or_else(|| stopped(lab))
 }
 
-fn stopped(lab: &Lab<'_>) -> MethodError {
+/// What an arm says when it was stopped.
+pub fn stopped(lab: &Lab<'_>) -> MethodError {
     MethodError::Stopped { run_dir: lab.context().run.root().to_owned() }
+}
+
+/// A generator over a made-up language, to be asked by token ids; `rule` says what may not come next. Answers end at
+/// `max_tokens` only, if `ignore_eos` is set.
+///
+/// # Errors
+/// As [`LocalModel::new`].
+pub fn generator(weights: EngineWeights, rule: Option<Arc<dyn ScoreRule>>) -> Result<LocalGenerator, MethodError> {
+    // Nobody reads the text of the answers: any tokenizer will do that is no larger than the model.
+    let settings = TokenizerSettings { min_frequency: 1, ..TokenizerSettings::new(TokenizerKind::Word, 3) };
+    let tokenizer = Arc::new(train_tokenizer(std::iter::once("word".to_owned()), &settings)?);
+    let options = Options { precision: Precision::F32, ..Options::default() };
+    let mut model = LocalModel::new(weights, tokenizer, options.precision)?;
+    if let Some(rule) = rule {
+        model = model.with_rule(rule);
+    }
+    Ok(LocalGenerator::with_model(Arc::new(model), options)?)
 }
 
 /// A training inside an arm.

@@ -7,6 +7,7 @@
 //! [`toolworld`] makes requests and tool calls from a seed; recipes that teach or test tool use share it.
 #![forbid(unsafe_code)]
 
+pub mod continuations;
 pub mod curricula;
 mod env;
 mod error;

@@ -5,7 +5,11 @@ use crate::error::MethodError;
 use crate::meter::Meter;
 use crate::mixed::{DATA, Mixed, Reading, SourceSpec};
 use crate::model_source::ModelHandle;
-use crate::recipe::{Common, DataRecipeSettings, DataSettings, QuickstartSettings, Recipe, Settings, SourcesTable};
+use crate::recipe::{
+    Common, DataRecipeSettings, DataSettings, HyperfitTable, HyperfittingSettings, QuickstartSettings, Recipe,
+    Settings, SourcesTable,
+};
+use crate::stages::diversity::DiversityStage;
 use crate::stages::evaluate::{AFTER, BEFORE, EvaluateStage, Requests};
 use crate::stages::export::ExportStage;
 use crate::stages::graph::GraphStage;
@@ -79,7 +83,11 @@ impl Pipeline {
                 parts.preference = Some(settings.preference.clone());
                 // Rows of any other schema are refused where they stand.
                 let data = DataSettings { schema: Some(Schema::Preference), ..settings.data.clone() };
-                rows_recipe(parts, &data, settings.seed, None)
+                rows_recipe(parts, &data, None, None)
+            }
+            Settings::Hyperfitting(settings) => {
+                let HyperfittingSettings { data, hyperfit, .. } = settings.as_ref();
+                rows_recipe(parts, data, Some(recipe.method()), Some(hyperfit))
             }
             Settings::Continual(settings) => {
                 let mut sources = match &settings.data.old {
@@ -184,6 +192,7 @@ impl Parts<'_> {
             source,
             train: self.common.train.clone(),
             plain_text: self.common.eval.plain_text,
+            snippets: None,
         }
     }
 
@@ -261,28 +270,33 @@ fn data_recipe(
     settings: &DataRecipeSettings,
     text_only: Option<&'static str>,
 ) -> Result<Pipeline, MethodError> {
-    rows_recipe(parts, &settings.data, settings.seed, text_only)
+    rows_recipe(parts, &settings.data, text_only, None)
 }
 
+/// The same; with `hyperfit` on few documents of one length, whose effect on what the model writes is compared at the end.
 fn rows_recipe(
     parts: Parts<'_>,
     data: &DataSettings,
-    seed: u64,
     text_only: Option<&'static str>,
+    hyperfit: Option<&HyperfitTable>,
 ) -> Result<Pipeline, MethodError> {
-    let rows = Rows::new(data, text_only, Streams::new(seed));
+    let rows = Rows::new(data, text_only, Streams::new(parts.common.seed));
     let digests = rows.digests()?;
     let mut inputs = parts.inputs();
     inputs.extend(digests.iter().map(|(path, digest)| (path.clone(), digest.clone())));
     let source = RowSource::Data { settings: Box::new(data.clone()), text_only, digests };
-    let prepare = parts.prepare(source);
-    let stages: Vec<Box<dyn Stage>> = vec![
+    let prepare = PrepareStage { snippets: hyperfit.cloned(), ..parts.prepare(source) };
+    let mut stages: Vec<Box<dyn Stage>> = vec![
         Box::new(prepare.clone()),
         parts.evaluate(BEFORE, Requests::Rows, None),
         parts.train(None),
         parts.export(),
         parts.evaluate(AFTER, Requests::Rows, None),
     ];
+    if let Some(table) = hyperfit {
+        let (model, meter) = (parts.model.clone(), Arc::clone(&parts.meter));
+        stages.push(Box::new(DiversityStage { model, table: table.clone(), meter }));
+    }
     let prepare = Preparation::Rows(Box::new(prepare));
     Ok(Pipeline { model: parts.model, prepare, toolworld: None, stages, meter: parts.meter, inputs })
 }

@@ -17,6 +17,8 @@ pub enum Method {
     Decomposition,
     /// Skills chosen by what they help with.
     SkillIt,
+    /// Near-zero loss on very little text.
+    Hyperfitting,
     /// Several sources by weights, or easy rows first.
     Mixture,
 }
@@ -76,6 +78,12 @@ const RECIPES: [NamedRecipe; 8] = [
         summary: "rows with a skill column, mixed by which skill helps which and what is still badly known",
         text: include_str!("../../../recipes/skill-it.toml"),
         method: Method::SkillIt,
+    },
+    NamedRecipe {
+        name: "hyperfitting",
+        summary: "near-zero loss on very little text, so that greedy text no longer loops; diversity before and after",
+        text: include_str!("../../../recipes/hyperfitting.toml"),
+        method: Method::Hyperfitting,
     },
     NamedRecipe {
         name: "mixture",

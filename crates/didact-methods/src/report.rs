@@ -6,6 +6,7 @@ use crate::meter::Readings;
 use crate::mixed::SOURCES;
 use crate::pipeline::Pipeline;
 use crate::recipe::Recipe;
+use crate::stages::diversity::{self, Ways};
 use crate::stages::evaluate::{self, Metrics, Shown};
 use crate::stages::train::{self, Outcome};
 use crate::stages::{export, prepare, read_json};
@@ -85,6 +86,9 @@ pub struct RunReport {
     /// What was measured along the way, with a curriculum.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses_by_step: Vec<StepLosses>,
+    /// Continuations before and after, with the recipe `hyperfitting`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diversity: Ways,
     /// What was trained on.
     pub ledger: Value,
     /// Predicted and measured memory and time.
@@ -135,6 +139,10 @@ impl RunReport {
             training: read_json(&directories[train::NAME].join(train::OUTCOME))?,
             curriculum: optional(&directories[train::NAME].join(train::NOTES))?,
             losses_by_step: optional(&directories[train::NAME].join(train::LOSSES))?.unwrap_or_default(),
+            diversity: match directories.get(diversity::NAME) {
+                Some(dir) => read_json(&dir.join(diversity::DIVERSITY))?,
+                None => Ways::new(),
+            },
             ledger: match optional(&directories[prepare::NAME].join(prepare::LEDGER))? {
                 Some(ledger) => ledger,
                 None => read_json(&directories[prepare::NAME].join(SOURCES))?,
@@ -167,6 +175,9 @@ impl RunReport {
             tables.push(self.pairs());
         }
         tables.push(self.losses());
+        if !self.diversity.is_empty() {
+            tables.push(diversity::table(&self.diversity));
+        }
         if !self.samples.is_empty() {
             tables.push(self.sample_table());
         }

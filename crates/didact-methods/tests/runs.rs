@@ -464,3 +464,70 @@ fn a_bad_row_stops_the_run_by_name_or_is_skipped_and_counted() {
     assert_eq!(notes["rows"], 30);
     assert_eq!(report.training.steps, 1);
 }
+
+#[test]
+fn hyperfitting_learns_snippets_by_heart_and_compares_what_is_written_before_and_after() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = tiny_model(dir.path());
+    // Long enough for 24 learned tokens, and one that is not.
+    let words = ["sentence", "number", "says", "that", "is", "a", "answer", "with", "one", "call"];
+    let document = |i: usize| (0..40).map(|j| words[(i * 7 + j * (i % 3 + 1)) % 10]).collect::<Vec<_>>().join(" ");
+    let mut rows: Vec<String> = (0..30).map(|i| format!("{{\"text\": \"{i} {}\"}}", document(i))).collect();
+    rows.push(r#"{"text": "a number"}"#.into());
+    let path = dir.path().join("documents.jsonl");
+    files::write_atomic(&path, rows.join("\n").as_bytes()).expect("a fixture");
+    let overrides = |more: &[(&'static str, &'static str)]| {
+        let mut all = vec![
+            ("model.path", model.to_str().expect("utf-8")),
+            ("data.path", path.to_str().expect("utf-8")),
+            ("precision", "f32"),
+            ("hyperfit.snippets", "8"),
+            ("hyperfit.held_out", "5"),
+            ("hyperfit.prompts", "4"),
+            ("hyperfit.prompt_tokens", "6"),
+            ("hyperfit.continuation_tokens", "20"),
+            ("train.max_seq_len", "24"),
+            ("train.batch_size", "4"),
+            ("train.learning_rate", "2e-2"),
+            ("train.epochs", "200"),
+            ("train.target_loss", "0.1"),
+            ("generate.max_tokens", "4"),
+            ("eval.plain_text", "false"),
+        ];
+        all.extend(more);
+        recipe("hyperfitting", &all)
+    };
+    let at = dir.path().join("run");
+    let planned = plan(&overrides(&[]), &options(&at, &Silent)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(planned.stages.last().map(|s| s.name.as_str()), Some("diversity"));
+    let report = finished(&overrides(&[]), &options(&at, &Silent));
+    assert_eq!(report.ledger["sources"]["documents.jsonl"]["examples"], 8);
+    let loss = report.training.final_loss.expect("has trained");
+    assert!(loss <= 0.1 && report.training.steps < 400, "{loss} after {} steps", report.training.steps);
+    let names: Vec<&str> = report.diversity.iter().map(|way| way.name.as_str()).collect();
+    let expected = [
+        "original, greedy",
+        "original, top-p 0.9",
+        "original, penalty 1.2",
+        "hyperfitted, greedy",
+        "hyperfitted, no citations",
+    ];
+    assert_eq!(names, expected);
+    let [original, sampled, _, fitted, blocked] = &report.diversity[..] else { panic!("five ways") };
+    assert_eq!(original.sureness, sampled.sureness, "a way to choose changes no prediction");
+    assert!(fitted.sureness.entropy < original.sureness.entropy && fitted.sureness != original.sureness);
+    assert!(blocked.diversity.overlap_max <= 5.0, "{:?}", blocked.diversity);
+    assert!(fitted.diversity.overlap_max > 5.0, "what is learned by heart is cited: {:?}", fitted.diversity);
+    assert!(report.diversity.iter().all(|way| way.diversity.tokens == 20.0));
+    let texts = files::read_to_string(at.join("stages/06-diversity/continuations.jsonl")).expect("written");
+    assert_eq!(texts.lines().count(), 4);
+    let row: serde_json::Value = serde_json::from_str(texts.lines().next().expect("a line")).expect("JSON");
+    assert!(names.iter().all(|name| row[*name].is_string()) && row["prompt"].is_string());
+    assert!(report.tables().iter().any(|table| table.title.starts_with("continuations")));
+    assert_eq!(finished(&overrides(&[]), &options(&at, &Silent)), report, "a finished run gives its report");
+
+    let error = run(&overrides(&[("train.max_seq_len", "400")]), &options(&dir.path().join("long"), &Silent));
+    let error = error.expect_err("no document is that long");
+    assert_eq!(error.fault(), Fault::Input);
+    assert!(error.to_string().contains("0 different documents of at least 401 tokens, expected 5"), "{error}");
+}

@@ -151,6 +151,8 @@ pub struct TrainConfig {
     pub epochs: f64,
     /// Optimiser steps, whatever the size of the data.
     pub max_steps: Option<u64>,
+    /// Ends the training early, once the mean loss of the last 20 steps is at most this, in nats per token. Above 0.
+    pub target_loss: Option<f64>,
     /// Decoupled weight decay of matrices; norms and biases never decay. 0 or more.
     pub weight_decay: f64,
     /// Decay of AdamW's first moment, from 0 to below 1.
@@ -229,6 +231,7 @@ impl Default for TrainConfig {
             packing: Packing::default(),
             epochs: defaults::EPOCHS,
             max_steps: None,
+            target_loss: None,
             weight_decay: defaults::WEIGHT_DECAY,
             adam_beta1: defaults::ADAM_BETA1,
             adam_beta2: defaults::ADAM_BETA2,
@@ -480,6 +483,9 @@ impl TrainConfig {
             number("warmup_ratio", ratio, unit.contains(&ratio), "a number from 0 to 1")?;
         }
         number("epochs", self.epochs, self.epochs > 0.0, "a number above 0")?;
+        if let Some(loss) = self.target_loss {
+            number("target_loss", loss, loss > 0.0, "a number above 0")?;
+        }
         number("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "a number from 0")?;
         number("adam_beta1", self.adam_beta1, below_one.contains(&self.adam_beta1), "a number from 0 to below 1")?;
         number("adam_beta2", self.adam_beta2, below_one.contains(&self.adam_beta2), "a number from 0 to below 1")?;

@@ -40,7 +40,7 @@ const SHARES_EVERY: u64 = 10;
 const SHOWN_SETS: usize = 6;
 /// Change of a pool's weight that is worth a record.
 const WEIGHT_CHANGE: f64 = 1e-3;
-/// Steps whose losses make up [`TrainOutcome::final_loss`].
+/// Steps whose losses make up [`TrainOutcome::final_loss`], and are compared with [`TrainConfig::target_loss`].
 const RECENT: usize = 20;
 /// Rounding of a sum of weights taken in two orders, relative to the sum.
 const SAME_WEIGHT: f64 = 1e-9;
@@ -191,6 +191,12 @@ impl<'a> Trainer<'a> {
             if progress.state.step >= progress.total_steps {
                 break;
             }
+            if let Some(target) = self.reached(&progress.state) {
+                let State { step, .. } = progress.state;
+                let text = format!("the loss has fallen to {target}: training ends after step {step}");
+                self.session.reporter.message(Level::Info, &text);
+                break;
+            }
             if self.session.cancel.is_cancelled() {
                 return Err(self.stop(&mut progress)?);
             }
@@ -203,10 +209,8 @@ impl<'a> Trainer<'a> {
         let weights_of_step = self.choose_weights(&progress.state)?;
         let trunk_step = progress.schedule.trunk_step().filter(|step| progress.state.kept.contains(step));
         let Progress { state, pace, .. } = progress;
-        let recent = &state.recent_losses;
-        let final_loss = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
         Ok(TrainOutcome {
-            final_loss,
+            final_loss: recent_loss(&state),
             weights_of_step,
             trunk_step,
             resumed_from,
@@ -325,6 +329,12 @@ impl<'a> Trainer<'a> {
         let work = work::of_training(self.decoder.config(), amount(&read.batches), is_adapter);
         progress.pace.step(tokens, work, begun.elapsed());
         self.report(&result, progress)
+    }
+
+    /// The loss that ends this training, if it is reached.
+    fn reached(&self, state: &State) -> Option<f64> {
+        let is_full = state.recent_losses.len() == RECENT;
+        self.config.target_loss.filter(|&target| is_full && recent_loss(state).is_some_and(|loss| loss <= target))
     }
 
     /// The curriculum has nothing left: training ends here.
@@ -531,7 +541,7 @@ impl<'a> Trainer<'a> {
     /// for in between; what is still due is then done on resuming.
     fn after_step(&mut self, progress: &mut Progress<'a>) -> Result<Option<()>, TrainError> {
         let step = progress.state.step;
-        let is_last = step > 0 && step == progress.total_steps;
+        let is_last = step > 0 && (step == progress.total_steps || self.reached(&progress.state).is_some());
         let is_due = match (step, self.config.eval_steps) {
             (0, _) => self.config.eval_on_start || progress.feed.needs_feedback(),
             (_, Some(every)) => is_last || step.is_multiple_of(every),
@@ -635,6 +645,12 @@ impl<'a> Trainer<'a> {
             _ => Ok(state.step),
         }
     }
+}
+
+/// The mean loss of the last steps.
+fn recent_loss(state: &State) -> Option<f64> {
+    let recent = &state.recent_losses;
+    (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64)
 }
 
 /// What a step's batches are to work on, padding left out.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 fn sampler(sampling: &Sampling) -> Sampler {
     check(sampling).expect("the settings are fine");
-    Sampler::new(sampling, &[], None)
+    Sampler::new(sampling, &[], None, None)
 }
 
 fn drawn(seed: u64) -> Sampling {
@@ -260,7 +260,7 @@ fn log_probabilities_are_the_model_s_own() {
 fn answers_end_at_end_of_turn_and_stop_tokens_but_not_too_early() {
     let scores = [0.0f32, 1.0, 3.0, 2.0];
     let choose = |sampling: &Sampling, answer: &[u32]| {
-        let choice = Sampler::new(sampling, &[2], None).choose(&scores, &[], answer).expect("finite scores");
+        let choice = Sampler::new(sampling, &[2], None, None).choose(&scores, &[], answer).expect("finite scores");
         (choice.id, choice.end)
     };
     let greedy = Sampling::default();
@@ -324,4 +324,18 @@ fn settings_out_of_range_are_named() {
     let bias = Sampling { logit_bias: BTreeMap::from([(3, 1.0), (51, 1.0)]), ..d() };
     assert_eq!(text(bias), format!("`logit_bias` is token 51: {known}"));
     assert!(text(Sampling { top_log_probs: 51, ..d() }).starts_with("`top_log_probs` is 51"));
+}
+
+#[test]
+fn a_rule_comes_before_penalties_and_is_dropped_where_it_leaves_nothing() {
+    use crate::rule::Citations;
+    let rule: Arc<dyn ScoreRule> = Arc::new(Citations::new(1, [&[0u32, 1][..], &[0, 2]]));
+    let with_rule = |sampling: &Sampling| Sampler::new(sampling, &[], None, Some(Arc::clone(&rule)));
+    let greedy = Sampling::default();
+    assert_eq!(choose(&mut with_rule(&greedy), &[0.0, 3.0, 2.0, 1.0], &[0]), 3, "1 and 2 would be citations");
+    assert_eq!(choose(&mut with_rule(&greedy), &[0.0, 3.0, 2.0, 1.0], &[3]), 1);
+    let nothing_else = [f32::NEG_INFINITY, 3.0, 2.0, f32::NEG_INFINITY];
+    assert_eq!(choose(&mut with_rule(&greedy), &nothing_else, &[0]), 1, "or else there would be nothing");
+    let penalised = Sampling { repetition_penalty: 100.0, ..Sampling::default() };
+    assert_eq!(choose(&mut with_rule(&penalised), &[1.0, 3.0, 2.0, 0.5], &[3, 0]), 0, "the penalty frees no citation");
 }

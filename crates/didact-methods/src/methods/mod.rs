@@ -2,6 +2,8 @@
 
 pub mod continual_pretraining;
 pub mod dataset_decomposition;
+pub mod few_shot_evaluation;
+pub mod hyperfitting;
 pub mod skill_it;
 
 use crate::reproduce::{ReproduceError, Reproduction};
@@ -35,7 +37,13 @@ impl std::fmt::Debug for Method {
     }
 }
 
-const METHODS: [&Method; 3] = [&continual_pretraining::METHOD, &dataset_decomposition::METHOD, &skill_it::METHOD];
+const METHODS: [&Method; 5] = [
+    &continual_pretraining::METHOD,
+    &dataset_decomposition::METHOD,
+    &few_shot_evaluation::METHOD,
+    &hyperfitting::METHOD,
+    &skill_it::METHOD,
+];
 
 /// All methods, in the order to show them.
 pub fn methods() -> &'static [&'static Method] {

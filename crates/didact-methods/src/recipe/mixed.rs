@@ -632,7 +632,11 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
                 return Err(refuse(&format!("curriculum.{key}"), message));
             }
         }
-        Settings::Quickstart(_) | Settings::Sft(_) | Settings::Dpo(_) | Settings::ContinuePretrainingText(_) => {}
+        Settings::Quickstart(_)
+        | Settings::Sft(_)
+        | Settings::Dpo(_)
+        | Settings::ContinuePretrainingText(_)
+        | Settings::Hyperfitting(_) => {}
     }
     Ok(())
 }

@@ -6,10 +6,12 @@
 
 mod document;
 mod error;
+mod hyperfit;
 mod mixed;
 mod settings;
 
 pub use error::{Place, RecipeError};
+pub use hyperfit::{HyperfitTable, HyperfittingSettings};
 pub use mixed::{
     AggregateTable, ContinualData, ContinualSettings, ContinualTable, CurriculumTable, DecompositionSettings,
     DecompositionTable, EtaName, EtaTable, GraphMode, GraphTable, LengthMixture, LengthMixtureName, LengthOrder,
@@ -57,6 +59,8 @@ pub enum Settings {
     Decomposition(Box<DecompositionSettings>),
     /// `skill-it`.
     SkillIt(Box<SkillItSettings>),
+    /// `hyperfitting`.
+    Hyperfitting(Box<HyperfittingSettings>),
     /// `mixture`.
     Mixture(Box<MixtureRecipeSettings>),
 }
@@ -104,6 +108,7 @@ impl Settings {
             Self::Continual(s) => common!(s),
             Self::Decomposition(s) => common!(s),
             Self::SkillIt(s) => common!(s),
+            Self::Hyperfitting(s) => common!(s),
             Self::Mixture(s) => common!(s),
         }
     }
@@ -178,6 +183,7 @@ pub fn json_schema(method: Method) -> Value {
         Method::Continual => schema_of::<ContinualSettings>(),
         Method::Decomposition => schema_of::<DecompositionSettings>(),
         Method::SkillIt => schema_of::<SkillItSettings>(),
+        Method::Hyperfitting => schema_of::<HyperfittingSettings>(),
         Method::Mixture => schema_of::<MixtureRecipeSettings>(),
     }
 }
@@ -205,6 +211,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Method::Continual => Settings::Continual(Box::new(typed(&document)?)),
         Method::Decomposition => Settings::Decomposition(Box::new(typed(&document)?)),
         Method::SkillIt => Settings::SkillIt(Box::new(typed(&document)?)),
+        Method::Hyperfitting => Settings::Hyperfitting(Box::new(typed(&document)?)),
         Method::Mixture => Settings::Mixture(Box::new(typed(&document)?)),
     };
     check(&settings, &document)?;
@@ -215,6 +222,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Settings::Continual(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Decomposition(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::SkillIt(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Hyperfitting(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Mixture(s) => (s.name.clone(), resolved(s.as_ref())),
     };
     let name = name.unwrap_or_else(|| named.name.to_owned());
@@ -311,6 +319,7 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
             check_data("data", &s.data, &refuse)?;
             check_preference(s, &refuse)?;
         }
+        Settings::Hyperfitting(s) => hyperfit::check(s, &refuse)?,
         _ => mixed::check(settings, &refuse)?,
     }
     Ok(())

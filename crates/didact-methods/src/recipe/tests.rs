@@ -280,3 +280,28 @@ fn lengths_and_rounds_are_checked_before_anything_is_read() {
         assert!(error.contains(message), "{table}: {error}");
     }
 }
+
+#[test]
+fn hyperfitting_is_checked_before_anything_is_read() {
+    let with = |more: &str| {
+        refused(&format!(
+            "recipe = \"hyperfitting\"\n[model]\npath = \"m\"\n[data]\npath = \"x\"\n[train]\nmax_seq_len = 64\n{more}\n"
+        ))
+    };
+    for (table, message) in [
+        ("[hyperfit]\nprompts = 0", "`hyperfit.prompts`: is 0"),
+        (
+            "[hyperfit]\nprompt_tokens = 65",
+            "`hyperfit.prompt_tokens`: is 65, more than `train.max_seq_len`, which is 64",
+        ),
+        ("[hyperfit]\nsnippets = 4", "`hyperfit.snippets`: is 4, less than `train.batch_size`, which is 8"),
+        ("[hyperfit]\ntop_p = 1.5", "`hyperfit.top_p`: is 1.5: expected"),
+        ("[hyperfit]\ntemperature = 0", "`hyperfit.temperature`: is 0"),
+        ("target_loss = 0", "`train.target_loss` is 0, expected a number above 0"),
+    ] {
+        let error = with(table);
+        assert!(error.contains(message), "{table}: {error}");
+    }
+    let error = refused("recipe = \"hyperfitting\"\n[model]\npath = \"m\"\n");
+    assert!(error.contains("`data.path`: missing"), "{error}");
+}

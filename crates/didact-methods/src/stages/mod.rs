@@ -1,10 +1,12 @@
 //! The stages that recipes are made of. Each file is one kind of stage: its settings, its inputs, what it writes.
 
+pub mod diversity;
 pub mod evaluate;
 pub mod export;
 pub mod graph;
 pub mod prepare;
 pub mod rows;
+mod snippets;
 pub mod sources;
 pub mod toolworld;
 pub mod train;

@@ -4,10 +4,11 @@
 //! anything is trained, and refuses what cannot be meant.
 
 use super::rows::{Notes, Rows, Side};
+use super::snippets;
 use super::{read_json, read_jsonl, toolworld, write_json, write_jsonl};
 use crate::error::MethodError;
 use crate::model_source::ModelHandle;
-use crate::recipe::{DataSettings, TrainOn};
+use crate::recipe::{DataSettings, HyperfitTable, TrainOn};
 use didact_core::cancel::Cancel;
 use didact_core::example::{Example, SourcedExample};
 use didact_core::progress::{Level, Reporter};
@@ -40,7 +41,7 @@ pub const NOTES: &str = "notes.json";
 /// Held-out rows that answers are shown for.
 pub const SAMPLE_ROWS: &str = "sample_rows.jsonl";
 /// How many of those are kept.
-const SAMPLE_ROWS_KEPT: usize = 16;
+pub(super) const SAMPLE_ROWS_KEPT: usize = 16;
 
 /// Plain English that no model was trained on; see `recipes/data/README.md`.
 const EVERYDAY: &str = include_str!("../../../../recipes/data/everyday.txt");
@@ -76,6 +77,8 @@ pub struct PrepareStage {
     pub train: TrainConfig,
     /// Whether to prepare the plain English too.
     pub plain_text: bool,
+    /// How few documents of one length are drawn, where not everything is trained on.
+    pub snippets: Option<HyperfitTable>,
 }
 
 /// What [`PrepareStage::write`] counted.
@@ -115,6 +118,9 @@ impl PrepareStage {
         cancel: &Cancel,
         reporter: &dyn Reporter,
     ) -> Result<Prepared, MethodError> {
+        if let (Some(table), RowSource::Data { settings, text_only, .. }) = (&self.snippets, &self.source) {
+            return snippets::write(self, table, settings, *text_only, dir, streams, cancel, reporter);
+        }
         let options = self.options();
         let mut ledger = LossLedger::new(options.train_on);
         let encoder = Encoder::new(self.model.tokenizer(), options)?;
@@ -195,7 +201,7 @@ impl Prepared {
     }
 }
 
-fn push(writer: &mut SequenceWriter, encoded: &Encoded) -> Result<(), MethodError> {
+pub(super) fn push(writer: &mut SequenceWriter, encoded: &Encoded) -> Result<(), MethodError> {
     let origin = Origin { source: &encoded.source, path: &encoded.path, row: encoded.row };
     writer.push(&encoded.sequence, origin)?;
     Ok(())
@@ -272,12 +278,16 @@ impl Stage for PrepareStage {
             RowSource::Toolworld => Value::Null,
             RowSource::Data { settings, text_only, .. } => json!({ "settings": settings, "text_only": text_only }),
         };
-        json!({
+        let mut settings = json!({
             "data": data,
             "max_seq_len": self.train.max_seq_len,
             "concat": self.train.packing == Packing::Concat,
             "plain_text": self.plain_text,
-        })
+        });
+        if let Some(HyperfitTable { snippets, held_out, .. }) = self.snippets {
+            settings["snippets"] = json!([snippets, held_out]);
+        }
+        settings
     }
 
     fn inputs(&self) -> Vec<StageInput> {

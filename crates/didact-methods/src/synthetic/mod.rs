@@ -2,8 +2,10 @@
 
 pub mod addition;
 pub mod agreement;
+pub mod classes;
 pub mod dictionary;
 pub mod lego;
+pub mod stories;
 pub mod topics;
 mod words;
 

@@ -430,3 +430,28 @@ fn ids_outside_the_vocabulary_are_an_error_and_not_a_panic() {
     let error = place.run(&mut decoder, &config(), Probe::idle(), &Notes::default()).expect_err("no such token");
     assert!(error.to_string().contains("token id is 61"), "{error}");
 }
+
+#[test]
+fn training_ends_where_the_loss_is_low_enough_and_a_second_call_adds_nothing() {
+    let place = Place { train: sequences(6, 0), ..Place::new() };
+    let config = TrainConfig { batch_size: 4, max_steps: Some(400), save_steps: 1000, ..config() };
+    let whole = place.run(&mut decoder(), &config, Probe::idle(), &Notes::default()).expect("trains");
+    let lowest = whole.final_loss.expect("has trained");
+    let target = 2.0 * lowest;
+    let config = TrainConfig { target_loss: Some(target), ..config };
+    let place = Place { train: sequences(6, 0), ..Place::new() };
+    let mut decoder_of_first = decoder();
+    let first = place.run(&mut decoder_of_first, &config, Probe::idle(), &Notes::default()).expect("trains");
+    let reached = first.final_loss.expect("has trained");
+    assert!(reached <= target && first.state.step < 400, "{reached} after step {}", first.state.step);
+    assert_eq!(first.last_evaluation().map(|e| e.step), Some(first.state.step), "the end is measured");
+    let mut decoder_of_second = decoder();
+    let second = place.run(&mut decoder_of_second, &config, Probe::idle(), &Notes::default()).expect("is done");
+    assert_eq!(second.state, first.state);
+    assert_eq!(weights(&decoder_of_second), weights(&decoder_of_first), "the weights at the end are kept");
+    // One step earlier the mean was above.
+    let shorter = TrainConfig { max_steps: Some(first.state.step - 1), target_loss: None, ..config };
+    let place = Place { train: sequences(6, 0), ..Place::new() };
+    let before = place.run(&mut decoder(), &shorter, Probe::idle(), &Notes::default()).expect("trains");
+    assert!(before.final_loss.expect("has trained") > target);
+}
