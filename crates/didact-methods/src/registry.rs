@@ -36,7 +36,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 8] = [
+const RECIPES: [NamedRecipe; 9] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",

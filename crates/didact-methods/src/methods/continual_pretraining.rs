@@ -206,8 +206,10 @@ impl<'a> Data<'a> {
     fn new(lab: &'a Lab<'a>, shift: Shift) -> Self {
         let streams = lab.streams();
         let old = Agreement::new(0, Order::Svo, &streams.child("old", &[]));
+        let other = |name| Agreement::new(agreement::WORDS as u32, Order::Osv, &streams.child(name, &[]));
+        let foreign = other("foreign");
         let new = match shift {
-            Shift::Strong => Agreement::new(agreement::WORDS as u32, Order::Osv, &streams.child("strong shift", &[])),
+            Shift::Strong => other("strong shift"),
             Shift::Weak => old.shifted(&streams.child("weak shift", &[])),
         };
         Self { lab, streams, old, new, foreign }
