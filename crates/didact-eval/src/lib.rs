@@ -1,7 +1,7 @@
-//! The evaluation harness: tasks, few-shot prompts, scoring, metrics, and the statistics that say whether a difference is
-//! real.
+//! How good is an answer, and is a difference real?
 //!
-//! [`metrics`] are plain functions of texts and numbers.
+//! [`metrics`] are plain functions of texts, tokens and numbers; they know neither models nor files.
+
 #![forbid(unsafe_code)]
 
 pub mod metrics;

@@ -68,7 +68,8 @@ impl Level {
 
     /// The level that runs unless `DIDACT_CPU` says otherwise: the highest one, but for processors whose bf16 dot product
     /// multiplies no more per cycle than their fused multiply-add of f32. Intel's is such (a Sapphire Rapids did 163
-    /// GFLOP/s with it and 281 in f32: `DIDACT_CPU=avx512bf16 didact bench gemm`), AMD's does twice as much.
+    /// GFLOP/s with it and 281 without: `peak_gflops` of `didact bench train --model small --precision bf16 --json` with
+    /// `DIDACT_CPU=avx512bf16` and `avx512`), AMD's does twice as much.
     pub fn preferred() -> Self {
         match Self::best() {
             Self::Avx512Bf16 if is_intel() => Self::Avx512,

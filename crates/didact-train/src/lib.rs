@@ -33,4 +33,4 @@ pub use preference::{Objective, PairLogProb, PreferenceLoss, PreferenceTable, pa
 pub use schedule::LearningRate;
 pub use source::{Measured, Source};
 pub use timing::{StepTime, measure_steps, time_batch};
-pub use trainer::{Session, TrainOutcome, Trainer, train};
+pub use trainer::{Session, TrainOutcome, Trainer};

@@ -106,22 +106,8 @@ impl TrainOutcome {
     }
 }
 
-/// Trains `decoder` on what `source` gives, measuring the loss of some sets along the way, as one stage of a run. Continues
-/// from what an interrupted attempt left in the stage's work directory.
-///
-/// # Errors
-/// See [`TrainError`]; for the stage's result use [`TrainError::into_stage_error`].
-pub fn train<'a>(
-    decoder: &'a mut Decoder,
-    source: impl Into<Source<'a>>,
-    measured: Vec<Measured<'a>>,
-    config: &'a TrainConfig,
-    context: &'a StageContext<'_>,
-) -> Result<TrainOutcome, TrainError> {
-    Trainer::new(decoder, source, measured, config, Session::from(context)).run()
-}
-
-/// A training to be run once. [`train`] is the short way; this one takes hooks.
+/// Trains a decoder on what a source gives, measuring the loss of some sets along the way; to be run once. Continues from
+/// what an interrupted attempt left in the session's directories. Hooks and another objective are given before it runs.
 pub struct Trainer<'a> {
     decoder: &'a mut Decoder,
     /// Taken when training begins.

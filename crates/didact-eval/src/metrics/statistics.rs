@@ -3,6 +3,7 @@
 use didact_core::seed::Streams;
 use rand::RngExt;
 use rayon::prelude::*;
+use statrs::distribution::{Binomial, DiscreteCDF};
 
 /// The mean; 0 for no values.
 pub fn mean(values: &[f64]) -> f64 {
@@ -112,15 +113,8 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 
 /// Two-sided probability of a split at least as uneven as this one among fair coins.
 fn sign_test(a: usize, b: usize) -> f64 {
-    let n = a + b;
-    // Terms of the binomial distribution by their logarithms: n may be thousands.
-    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut tail = 0.0;
-    for i in 0..=a.min(b) {
-        tail += log_term.exp();
-        log_term += ((n - i) as f64 / (i + 1) as f64).ln();
-    }
-    (2.0 * tail).min(1.0)
+    let coins = Binomial::new(0.5, (a + b) as u64).expect("one half is a probability");
+    (2.0 * coins.cdf(a.min(b) as u64)).min(1.0)
 }
 
 #[cfg(test)]

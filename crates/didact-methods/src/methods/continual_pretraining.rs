@@ -51,7 +51,7 @@ pub const METHOD: Method = Method {
     arxiv: "2403.08763",
     needs: "a model, new documents, and some of the old ones",
     summary: "continues on new text with a learning rate that rises and decays again, and a share of old text in every batch",
-    reproduction: &ContinualPretraining { peak: PEAK },
+    reproduction: &ContinualPretraining,
 };
 
 /// Peak learning rate; a tenth of it is the lowest.
@@ -65,7 +65,7 @@ const WARM_UP: u64 = 5;
 /// Share of a stage in which the infinite schedules decay at last.
 const ANNEAL: f64 = 0.15;
 /// Of so many documents of the old corpus one is in a third language, made of the strong shift's words.
-const FOREIGN: usize = 50;
+const FOREIGN: u64 = 50;
 /// Documents of each language that are measured; those that are looked at along the way, every so many steps.
 const HELD_OUT: usize = 120;
 const PROBES: usize = 30;
@@ -219,10 +219,12 @@ impl<'a> Data<'a> {
     fn pool(&self, part: Part, rows: u64) -> Result<Pool, MethodError> {
         let name = part.as_str();
         let streams = self.streams.child(name, &[]);
-        let is_foreign = move |number: usize| part != Part::New && number % FOREIGN == FOREIGN - 1;
-        let language = if part == Part::New { &self.new } else { &self.old };
-        let documents = language.documents(&streams).zip(self.foreign.documents(&streams)).enumerate();
-        let documents = documents.map(|(n, (usual, foreign))| if is_foreign(n) { foreign } else { usual });
+        let language = |number: u64| match part {
+            Part::New => &self.new,
+            Part::Old | Part::MoreOfOld if number % FOREIGN == FOREIGN - 1 => &self.foreign,
+            Part::Old | Part::MoreOfOld => &self.old,
+        };
+        let documents = (0..).map(|number| language(number).numbered(number, &streams));
         let sequences = agreement::exactly(rows as usize * ROW + 1, documents);
         let store = lab::store(&self.lab.dir().join("data.train").join(name), sequences)?;
         Ok(Pool::new(name, store, ROW, Packing::Concat)?)
@@ -269,10 +271,10 @@ impl<'a> Data<'a> {
     }
 }
 
-fn config(plan: &Plan, peak: f64) -> TrainConfig {
+fn config(plan: &Plan) -> TrainConfig {
     let steps = plan.stages * STEPS;
     let usual = TrainConfig {
-        learning_rate: peak,
+        learning_rate: PEAK,
         lr_scheduler: Scheduler::Cosine,
         min_lr_ratio: LOWEST,
         warmup_ratio: None,
@@ -291,9 +293,9 @@ fn config(plan: &Plan, peak: f64) -> TrainConfig {
         ..TrainConfig::default()
     };
     match plan.rate {
-        Rate::Cosine(times, warmup) => TrainConfig { learning_rate: peak * times, warmup_steps: Some(warmup), ..usual },
+        Rate::Cosine(times, warmup) => TrainConfig { learning_rate: PEAK * times, warmup_steps: Some(warmup), ..usual },
         Rate::Lowest => TrainConfig {
-            learning_rate: peak * LOWEST,
+            learning_rate: PEAK * LOWEST,
             lr_scheduler: Scheduler::Constant,
             warmup_steps: Some(0),
             min_lr_ratio: 0.0,
@@ -322,7 +324,7 @@ fn losses(lab: &Lab<'_>, decoder: &Decoder, set: &TrainingSet) -> Result<(Vec<f6
     Ok((documents.into_iter().map(|(sum, tokens)| sum / tokens).collect(), mean))
 }
 
-fn train(arm: &str, peak: f64, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
+fn train(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
     let plan = plan_of(arm);
     let data = Data::new(lab, plan.shift);
     let mut decoder = match plan.from {
@@ -330,7 +332,7 @@ fn train(arm: &str, peak: f64, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
         From::Arm(arm) => lab::load(lab, arm, FINISHED)?,
         From::Trunk(arm) => lab::load(lab, arm, TRUNK)?,
     };
-    let config = config(&plan, peak);
+    let config = config(&plan);
     let source: Box<dyn Curriculum> = Box::new(data.source(&plan)?);
     let probe = data.probe()?;
     let training = Training {
@@ -377,10 +379,7 @@ fn train(arm: &str, peak: f64, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
 
 /// The reproduction.
 #[derive(Debug)]
-pub struct ContinualPretraining {
-    /// Peak learning rate.
-    peak: f64,
-}
+pub struct ContinualPretraining;
 
 impl Reproduction for ContinualPretraining {
     fn slug(&self) -> &'static str {
@@ -437,13 +436,13 @@ impl Reproduction for ContinualPretraining {
 
     fn settings(&self, _size: Size) -> Value {
         json!({
-            "shape": SHAPE, "steps": STEPS, "batch": BATCH, "row": ROW, "peak": self.peak, "lowest": LOWEST,
-            "warm_up": WARM_UP, "anneal": ANNEAL, "held_out": HELD_OUT,
+            "shape": SHAPE, "steps": STEPS, "batch": BATCH, "row": ROW, "peak": PEAK, "lowest": LOWEST,
+            "warm_up": WARM_UP, "anneal": ANNEAL, "foreign": FOREIGN, "held_out": [HELD_OUT, PROBES], "probe_steps": PROBE_STEPS,
         })
     }
 
     fn run(&self, arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
-        train(arm, self.peak, lab)
+        train(arm, lab)
     }
 
     fn checks(&self, size: Size, results: &Results) -> Vec<Check> {
@@ -543,15 +542,12 @@ impl Reproduction for ContinualPretraining {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reproduce::{ReproduceOptions, run};
-    use didact_core::cancel::Cancel;
-    use didact_core::progress::Silent;
 
     #[test]
     fn every_arm_has_a_plan_and_a_schedule() {
         for arm in METHOD.reproduction.arms(Size::M) {
             let plan = plan_of(arm.name);
-            let config = config(&plan, PEAK);
+            let config = config(&plan);
             config.validate().expect("is a configuration");
             let schedule = didact_train::LearningRate::new(&config, plan.stages * STEPS).expect("has room");
             let last = schedule.at(plan.stages * STEPS - 1);
@@ -559,34 +555,6 @@ mod tests {
             assert_eq!(schedule.trunk_step().is_some(), arm.name.starts_with("infinite"), "{}", arm.name);
             if let From::Arm(start) | From::Trunk(start) = plan.from {
                 assert!(arm.needs.contains(&start), "{}", arm.name);
-            }
-        }
-    }
-
-    /// How the peak was chosen: `cargo test --workspace -- --ignored which_peak --nocapture`.
-    #[test]
-    #[ignore = "takes minutes: a choice that was made once"]
-    #[expect(clippy::print_stdout, reason = "its result")]
-    fn which_peak() {
-        for peak in [1e-3, 2e-3, 4e-3] {
-            let reproduction: &'static ContinualPretraining = Box::leak(Box::new(ContinualPretraining { peak }));
-            let method = Method { reproduction, ..METHOD };
-            let dir = tempfile::tempdir().expect("a directory");
-            let options = ReproduceOptions {
-                seeds: vec![101],
-                size: Size::S,
-                run_dir: Some(dir.path().to_owned()),
-                fresh: false,
-                version: "test",
-                threads: 2,
-                machine: "this one",
-                command: "which_peak",
-                cancel: Cancel::new(),
-                reporter: &Silent,
-            };
-            let record = run(&method, &options).expect("runs");
-            for arm in &record.arms {
-                println!("{peak}: {} {arm:?}", arm.name);
             }
         }
     }

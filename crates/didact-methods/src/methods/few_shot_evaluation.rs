@@ -45,7 +45,7 @@ pub const METHOD: Method = Method {
     authors: "Brown, Mann, Ryder et al.",
     year: 2020,
     arxiv: "2005.14165",
-    needs: "a model, and a task file",
+    needs: "a model, and rows for `didact score`: solved examples and a question as `prompt`, an answer as `continuation`",
     summary: "asks a model with none, one or several solved examples in the prompt, and no training",
     reproduction: &FewShotEvaluation,
 };

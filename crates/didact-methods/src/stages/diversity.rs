@@ -135,20 +135,21 @@ impl DiversityStage {
         let mut written: BTreeMap<String, Vec<Vec<u32>>> = BTreeMap::new();
         let mut ways = Vec::new();
         let mut compare = |decoder: &Decoder, asked: &[(String, &Sampling, Option<Arc<dyn ScoreRule>>)]| {
-            let mut sureness = None;
-            for (name, sampling, rule) in asked {
+            let generator = |rule: Option<&Arc<dyn ScoreRule>>| -> Result<LocalGenerator, MethodError> {
                 let options = Options { precision: self.model.precision(), max_streams: STREAMS, ..Options::default() };
                 let weights = EngineWeights::from_decoder(decoder);
                 let mut model = LocalModel::new(weights, Arc::clone(self.model.tokenizer()), options.precision)?;
                 if let Some(rule) = rule {
                     model = model.with_rule(Arc::clone(rule));
                 }
-                let generator = LocalGenerator::with_model(Arc::new(model), options)?;
-                let sure = match sureness {
-                    Some(known) => known,
-                    None => Sureness::of(generator.engine(), &held_out),
-                };
-                sureness = Some(sure);
+                Ok(LocalGenerator::with_model(Arc::new(model), options)?)
+            };
+            let plain = generator(None)?;
+            let sureness = Sureness::of(plain.engine(), &held_out);
+            for (name, sampling, rule) in asked {
+                // A rule belongs to its model; everything else asks one and the same.
+                let ruled = rule.as_ref().map(|rule| generator(Some(rule))).transpose()?;
+                let generator = ruled.as_ref().unwrap_or(&plain);
                 // Texts of one length are comparable: an end of text does not end them.
                 let of = |number: usize| Sampling {
                     max_tokens: continuation_tokens,
@@ -157,9 +158,9 @@ impl DiversityStage {
                     seed: context.streams.key("sampling", &[number as u64]),
                     ..(*sampling).clone()
                 };
-                let texts = continued(&generator, name, &beginnings, of, &context.cancel)?;
+                let texts = continued(generator, name, &beginnings, of, &context.cancel)?;
                 let texts = texts.ok_or_else(|| MethodError::Stopped { run_dir: context.run.root().to_owned() })?;
-                ways.push(Way { name: name.clone(), diversity: Diversity::of(&texts, &snippets), sureness: sure });
+                ways.push(Way { name: name.clone(), diversity: Diversity::of(&texts, &snippets), sureness });
                 context.reporter.count(NAME, name, texts.len() as u64, Some(texts.len() as u64));
                 written.insert(name.clone(), texts);
             }

@@ -125,7 +125,12 @@ impl Agreement {
     /// Documents without end.
     pub fn documents(&self, streams: &Streams) -> impl Iterator<Item = Document> + '_ {
         let streams = *streams;
-        (0..).map(move |number| self.document(&mut streams.rng("document", &[number])))
+        (0..).map(move |number| self.numbered(number, &streams))
+    }
+
+    /// The document of this number among [`documents`](Self::documents).
+    pub fn numbered(&self, number: u64, streams: &Streams) -> Document {
+        self.document(&mut streams.rng("document", &[number]))
     }
 
     fn document(&self, rng: &mut impl Rng) -> Document {

@@ -5,12 +5,13 @@ use super::remote::RemoteArgs;
 use super::sampling::{bad_row, rows};
 use crate::cli::Global;
 use crate::output::{Output, Status, usage};
+use crate::progress::Progress;
 use crate::signals;
 use clap::{Args, ValueEnum};
 use didact_core::cancel::Cancel;
 use didact_core::generate::Generator;
 use didact_core::hash::{Hasher, hash_bytes};
-use didact_core::progress::Table;
+use didact_core::progress::{Reporter, Table};
 use didact_core::verdict::{Item, Verdict, Verifier};
 use didact_infer::{LocalGenerator, Options};
 use didact_verify::cached::Cached;
@@ -48,9 +49,9 @@ pub(crate) struct VerifyArgs {
     /// exact: any space is as good as another, and punctuation at the end does not count; tool-call: `"4"` is as good as `4`
     #[arg(long)]
     loose: bool,
-    /// number: largest difference
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
-    tolerance: f64,
+    /// number: largest difference [default: 0]
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
     /// regex: a match anywhere in the answer will do
     #[arg(long)]
     anywhere: bool,
@@ -60,32 +61,79 @@ pub(crate) struct VerifyArgs {
     /// verilog: judge each task's own solution instead of answers
     #[arg(long, requires = "tasks", conflicts_with = "input", help_heading = VERILOG)]
     goldens: bool,
-    /// verilog: most seconds for the compiler
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..), help_heading = VERILOG)]
-    compile_seconds: u64,
-    /// verilog: most seconds for the simulation
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..), help_heading = VERILOG)]
-    simulate_seconds: u64,
+    /// verilog: most seconds for the compiler [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), help_heading = VERILOG)]
+    compile_seconds: Option<u64>,
+    /// verilog: most seconds for the simulation [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), help_heading = VERILOG)]
+    simulate_seconds: Option<u64>,
     /// Run what a model wrote without a sandbox, with your own rights, where this machine has none
     #[arg(long, help_heading = VERILOG)]
     unsafe_exec: bool,
     /// judge: the model that judges
     #[arg(long, value_name = "PATH", required_if_eq("kind", "judge"), help_heading = JUDGE)]
     model: Option<String>,
-    /// judge: what it is asked
-    #[arg(long, value_name = "RUBRIC", default_value = "same", help_heading = JUDGE)]
-    rubric: RubricName,
-    /// judge: what points are given for
-    #[arg(long, value_name = "TEXT", default_value = "Look at whether it is right and complete.", help_heading = JUDGE)]
-    criteria: String,
-    /// judge: most points
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=100), help_heading = JUDGE)]
-    points: u32,
-    /// judge: most tokens of its answer
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = JUDGE)]
-    max_tokens: usize,
+    /// judge: what it is asked [default: same]
+    #[arg(long, value_name = "RUBRIC", help_heading = JUDGE)]
+    rubric: Option<RubricName>,
+    /// judge, points: what they are given for [default: Look at whether it is right and complete.]
+    #[arg(long, value_name = "TEXT", help_heading = JUDGE)]
+    criteria: Option<String>,
+    /// judge, points: most of them [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100), help_heading = JUDGE)]
+    points: Option<u32>,
+    /// judge: most tokens of its answer [default: 512]
+    #[arg(long, value_name = "N", help_heading = JUDGE)]
+    max_tokens: Option<usize>,
     #[command(flatten)]
     remote: RemoteArgs,
+}
+
+/// Defaults of the judge.
+const CRITERIA: &str = "Look at whether it is right and complete.";
+const POINTS: u32 = 5;
+const JUDGE_TOKENS: usize = 512;
+
+impl VerifyArgs {
+    /// An option that another kind of verifier reads is a mistake, not a wish to be passed over.
+    fn refuse_what_does_nothing(&self) -> anyhow::Result<()> {
+        let compared: &[Kind] = &[Kind::Exact, Kind::Number, Kind::Regex, Kind::Set];
+        let (verilog, judge): (&[Kind], &[Kind]) = (&[Kind::Verilog], &[Kind::Judge]);
+        let given: [(&str, bool, &[Kind]); 17] = [
+            ("--after", self.after.is_some(), compared),
+            ("--last-line", self.last_line, compared),
+            ("--ignore-case", self.ignore_case, &[Kind::Exact, Kind::Set]),
+            ("--loose", self.loose, &[Kind::Exact, Kind::ToolCall]),
+            ("--tolerance", self.tolerance.is_some(), &[Kind::Number]),
+            ("--anywhere", self.anywhere, &[Kind::Regex]),
+            ("--tasks", self.tasks.is_some(), verilog),
+            ("--goldens", self.goldens, verilog),
+            ("--compile-seconds", self.compile_seconds.is_some(), verilog),
+            ("--simulate-seconds", self.simulate_seconds.is_some(), verilog),
+            ("--unsafe-exec", self.unsafe_exec, verilog),
+            ("--model", self.model.is_some(), judge),
+            ("--rubric", self.rubric.is_some(), judge),
+            ("--criteria", self.criteria.is_some(), judge),
+            ("--points", self.points.is_some(), judge),
+            ("--max-tokens", self.max_tokens.is_some(), judge),
+            ("--endpoint", self.remote.endpoint.is_some(), judge),
+        ];
+        for (option, is_given, kinds) in given {
+            if is_given && !kinds.contains(&self.kind) {
+                let names = kinds.iter().filter_map(ValueEnum::to_possible_value);
+                let names = names.map(|name| name.get_name().to_owned()).collect::<Vec<_>>().join("|");
+                return Err(usage(
+                    format!("{option} belongs to `didact verify {names}`"),
+                    "see `didact verify --help`",
+                ));
+            }
+        }
+        let has_points = self.criteria.is_some() || self.points.is_some();
+        if has_points && self.rubric != Some(RubricName::Points) {
+            return Err(usage("--criteria and --points belong to `--rubric points`", "see `didact verify --help`"));
+        }
+        Ok(())
+    }
 }
 
 const VERILOG: &str = "Verilog";
@@ -155,10 +203,9 @@ struct Ran {
 const ROW: &str = "a row is {\"id\": \"...\", \"prompt\": \"...\", \"reference\": ..., \"answer\": \"...\"}";
 
 pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &Output) -> anyhow::Result<Status> {
-    if (args.tasks.is_some() || args.unsafe_exec) && args.kind != Kind::Verilog {
-        return Err(usage("--tasks, --goldens and --unsafe-exec belong to `didact verify verilog`", "see --help"));
-    }
-    if !(args.tolerance >= 0.0 && args.tolerance.is_finite()) {
+    args.refuse_what_does_nothing()?;
+    let tolerance = args.tolerance.unwrap_or_default();
+    if !(tolerance >= 0.0 && tolerance.is_finite()) {
         return Err(usage("--tolerance begins at 0", "see --help"));
     }
     let asked = read(args)?;
@@ -172,7 +219,7 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
     let mut settings = Hasher::new();
     settings.field(
         "settings",
-        format!("{:?} {part:?} {ignore_case} {loose} {} {}", args.kind, args.tolerance, args.anywhere).as_bytes(),
+        format!("{:?} {part:?} {ignore_case} {loose} {} {}", args.kind, tolerance, args.anywhere).as_bytes(),
     );
     let settings = settings.finish();
     let go = Go { args, asked: &asked, cancel: &cancel, output };
@@ -180,7 +227,7 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
     match args.kind {
         Kind::Exact => go.with(ExactMatch { part, ignore_case, loose }, settings, &[], plain),
         Kind::Number => {
-            go.with(NumericMatch { part, absolute: args.tolerance, ..NumericMatch::default() }, settings, &[], plain)
+            go.with(NumericMatch { part, absolute: tolerance, ..NumericMatch::default() }, settings, &[], plain)
         }
         Kind::Regex => go.with(RegexMatch { part, anywhere: args.anywhere }, settings, &[], plain),
         Kind::Set => go.with(SetMatch { part, ignore_case }, settings, &[], plain),
@@ -193,7 +240,9 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
             for (limits, seconds) in
                 [(&mut options.compile, args.compile_seconds), (&mut options.simulate, args.simulate_seconds)]
             {
-                (limits.wall, limits.cpu_seconds) = (Duration::from_secs(seconds), seconds);
+                if let Some(seconds) = seconds {
+                    (limits.wall, limits.cpu_seconds) = (Duration::from_secs(seconds), seconds);
+                }
             }
             let icarus = Icarus::find(sandbox, options)?;
             let ran = Ran { sandbox: Some(described), simulator: Some(icarus.version().to_owned()) };
@@ -208,7 +257,8 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
                 return go.judge(generator, hash_bytes(format!("{address} {model}").as_bytes()));
             }
             let files = ModelFiles::open(model, output)?;
-            let name = hash_bytes(model.as_bytes());
+            // What it says depends on its content, not on where it lies.
+            let name = files.digest(global)?;
             go.judge(LocalGenerator::with_model(files.load(None, global)?, Options::default())?, name)
         }
     }
@@ -224,11 +274,14 @@ struct Go<'a> {
 impl Go<'_> {
     fn judge(&self, generator: impl Generator, name: didact_core::hash::Digest) -> anyhow::Result<Status> {
         let rubric = match self.args.rubric {
-            RubricName::Same => Rubric::Same,
-            RubricName::Better => Rubric::Better,
-            RubricName::Points => Rubric::Points { criteria: self.args.criteria.clone(), points: self.args.points },
+            None | Some(RubricName::Same) => Rubric::Same,
+            Some(RubricName::Better) => Rubric::Better,
+            Some(RubricName::Points) => Rubric::Points {
+                criteria: self.args.criteria.clone().unwrap_or_else(|| CRITERIA.to_owned()),
+                points: self.args.points.unwrap_or(POINTS),
+            },
         };
-        let judge = Judge::new(generator, rubric, self.args.max_tokens)?;
+        let judge = Judge::new(generator, rubric, self.args.max_tokens.unwrap_or(JUDGE_TOKENS))?;
         let fingerprint = judge.fingerprint(name);
         self.with(judge, fingerprint, &[], Ran::default())
     }
@@ -244,7 +297,18 @@ impl Go<'_> {
         signals::watch(self.cancel)?;
         let pairs: Vec<(&Item, &str)> = self.asked.iter().map(|(item, answer)| (item, answer.as_str())).collect();
         let mut found = vec![None; pairs.len()];
-        cached.verify(&pairs, &mut |index, verdict| found[index] = Some(verdict), self.cancel)?;
+        // Comparing texts is done at once.
+        let progress = matches!(self.args.kind, Kind::Verilog | Kind::Judge).then(|| Progress::new(self.output));
+        let (mut done, total) = (0, pairs.len() as u64);
+        let mut sink = |index: usize, verdict: Verdict| {
+            found[index] = Some(verdict);
+            done += 1;
+            if let Some(progress) = &progress {
+                progress.count("verify", "verdicts", done, Some(total));
+            }
+        };
+        cached.verify(&pairs, &mut sink, self.cancel)?;
+        drop(progress);
         let there = self.asked.iter().zip(found).filter_map(|((item, _), verdict)| Some((item, verdict?)));
         let verdicts: Vec<Row> = there.map(|(item, verdict)| Row { id: item.id.clone(), verdict }).collect();
         let scores: Vec<f64> = verdicts.iter().filter_map(|row| row.verdict.score).collect();

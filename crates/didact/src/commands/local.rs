@@ -4,6 +4,7 @@ use super::model::locate;
 use crate::cli::{Global, PrecisionOption};
 use crate::output::{Output, usage};
 use burn::tensor::Device;
+use didact_core::hash::{Digest, Hasher};
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalModel};
 use didact_kernels::Precision;
@@ -31,6 +32,15 @@ impl ModelFiles {
     /// The tokenizer.
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Of all that its text depends on: weights, tokenizer, template, and in what it computes.
+    pub(crate) fn digest(&self, global: &Global) -> anyhow::Result<Digest> {
+        let mut hasher = Hasher::new();
+        hasher.field("weights", self.checkpoint.source_digest()?.to_string().as_bytes());
+        hasher.field("tokenizer", self.tokenizer.digest()?.to_string().as_bytes());
+        hasher.field("precision", precision(global).as_str().as_bytes());
+        Ok(hasher.finish())
     }
 
     /// Reads the weights, with a LoRA adapter folded in if one is given, and packs them: as bf16 if `--precision` says so,
