@@ -23,7 +23,7 @@ use crate::reader::{self, BadRows, Keep, SourceConfig};
 pub mod contamination;
 pub mod near;
 pub mod quality;
-mod words;
+pub mod words;
 
 use contamination::{Contamination, ContaminationSettings};
 use near::{NearIndex, NearSettings};

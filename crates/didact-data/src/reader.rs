@@ -414,6 +414,74 @@ impl RowStream {
     }
 }
 
+/// A row as it stands in a file, whatever its keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawRow {
+    /// The file.
+    pub path: String,
+    /// The row, from 1 (for JSONL the line).
+    pub row: u64,
+    /// What it holds. A document of plain text is a row with `text`.
+    pub object: Map<String, Value>,
+}
+
+/// The rows of a source as they are; ends after the first error. See [`raw_rows`].
+#[derive(Debug)]
+pub struct RawRows {
+    config: SourceConfig,
+    files: VecDeque<DataFile>,
+    current: Option<(DataFile, OpenFile)>,
+    is_finished: bool,
+}
+
+/// Opens a source whose rows fit no schema, or are not asked for one.
+///
+/// # Errors
+/// When a path leads to nothing, or to nothing that can be read.
+pub fn raw_rows(config: &SourceConfig) -> Result<RawRows, ReadError> {
+    Ok(RawRows { files: resolve(config)?.into(), config: config.clone(), current: None, is_finished: false })
+}
+
+impl RawRows {
+    fn advance(&mut self) -> Option<Result<RawRow, RowError>> {
+        loop {
+            let Some((file, opened)) = &mut self.current else {
+                let file = self.files.pop_front()?;
+                match OpenFile::open(&file, &self.config) {
+                    Ok(opened) => self.current = Some((file, opened)),
+                    Err(cause) => return Some(Err(RowError::of_file(&file.path, cause))),
+                }
+                continue;
+            };
+            let Some((row, value)) = opened.next_row() else {
+                self.current = None;
+                continue;
+            };
+            let path = file.path.to_string_lossy().into_owned();
+            return Some(match value {
+                Ok(RawValue::Object(object)) => Ok(RawRow { path, row, object }),
+                Ok(RawValue::Text(text)) => {
+                    Ok(RawRow { path, row, object: Map::from_iter([("text".to_owned(), Value::String(text))]) })
+                }
+                Err(cause) => Err(RowError { path, row, key: None, cause }),
+            });
+        }
+    }
+}
+
+impl Iterator for RawRows {
+    type Item = Result<RawRow, RowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_finished {
+            return None;
+        }
+        let row = self.advance();
+        self.is_finished = !matches!(row, Some(Ok(_)));
+        row
+    }
+}
+
 /// Remembers what a file looks like, once per look.
 fn note(
     detections: &mut Vec<Detection>,

@@ -7,6 +7,7 @@
 mod environment;
 mod generation;
 mod python;
+pub mod task;
 
 use std::error::Error as _;
 use std::ops::Range;

@@ -1,7 +1,24 @@
-//! How good is an answer, and is a difference real?
+//! Evaluation that people can trust: tasks, few-shot prompts, metrics, and the statistics that say whether a difference
+//! is real. Prompts, scores and files are those of the lm-evaluation-harness, so that numbers can be compared.
 //!
-//! [`metrics`] are plain functions of texts, tokens and numbers; they know neither models nor files.
+//! The way through: a [`task::Task`] is read from a file ([`task::TaskFile`]) or is built in ([`builtin`]);
+//! [`harness::evaluate`] makes its prompts ([`task::prompt`]), asks a `Generator`, through a [`cache`] where one is wanted,
+//! and measures ([`filter`], [`measure`], [`metrics`]); [`results`] writes what came out, [`compare`] sets two models side
+//! by side, [`contamination`] looks for the questions in training text.
 
-#![forbid(unsafe_code)]
-
+pub mod builtin;
+pub mod cache;
+pub mod compare;
+pub mod contamination;
+pub mod error;
+pub mod filter;
+pub mod harness;
+pub mod measure;
 pub mod metrics;
+pub mod python;
+pub mod results;
+pub mod task;
+
+pub use error::EvalError;
+pub use harness::{EvalOptions, Model, TaskResult, Windows, evaluate};
+pub use task::{Task, TaskFile};

@@ -202,7 +202,8 @@ impl LocalGenerator {
         if begin.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
-        if ids.len() > self.model.context() {
+        // The last token is predicted and never read.
+        if ids.len() > self.model.context() + 1 {
             return Err(RequestError::PromptTooLong { tokens: ids.len(), context: self.model.context() });
         }
         let prompt = begin.len().min(ids.len());

@@ -116,6 +116,9 @@ pub enum MethodError {
     /// Decoding.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// A task.
+    #[error(transparent)]
+    Eval(#[from] didact_eval::EvalError),
     /// Decoding, half-way.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -215,6 +218,7 @@ impl Classify for MethodError {
             Self::Cost(e) => e.fault(),
             Self::Skills(e) => e.fault(),
             Self::Infer(e) => e.fault(),
+            Self::Eval(e) => e.fault(),
             Self::File(e) => e.fault(),
             Self::Generate(_) | Self::Artifact { .. } => Fault::Running,
             Self::Context { .. }
@@ -247,6 +251,7 @@ impl Classify for MethodError {
             Self::Cost(e) => e.hint(),
             Self::Skills(e) => e.hint(),
             Self::Infer(e) => e.hint(),
+            Self::Eval(e) => e.hint(),
             Self::File(e) => e.hint(),
             Self::Memory { advice, .. } => Some(format!("{advice}; or go on all the same with `--force`")),
             Self::TooFewRows { .. } => {

@@ -26,6 +26,7 @@ mod run;
 pub mod skills;
 pub mod stages;
 pub mod synthetic;
+pub mod tasks;
 pub mod toolworld;
 
 pub use env::{Env, RunOptions};

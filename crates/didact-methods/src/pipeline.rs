@@ -16,6 +16,7 @@ use crate::stages::graph::GraphStage;
 use crate::stages::prepare::{PrepareStage, RowSource};
 use crate::stages::rows::Rows;
 use crate::stages::sources::SourcesStage;
+use crate::stages::tasks::AskedTasks;
 use crate::stages::toolworld::ToolworldStage;
 use crate::stages::train::TrainStage;
 use didact_core::hash::{Hasher, hash_file, hash_json};
@@ -73,11 +74,14 @@ impl Pipeline {
             return Err(MethodError::Context { model: model.name().to_owned(), found, context });
         }
         let meter = Arc::new(Meter::new((env.free_memory)(), force));
-        let parts = Parts { model, meter, common, preference: None };
+        let tasks = Arc::new(AskedTasks::new(common.eval)?);
+        let parts = Parts { model, meter, common, preference: None, tasks };
         match recipe.typed() {
             Settings::Quickstart(settings) => Ok(quickstart(parts, settings)),
             Settings::Sft(settings) => data_recipe(parts, settings, None),
-            Settings::ContinuePretrainingText(settings) => data_recipe(parts, settings, Some(recipe.method())),
+            Settings::ContinuePretrainingText(settings) | Settings::FewShot(settings) => {
+                data_recipe(parts, settings, Some(recipe.method()))
+            }
             Settings::Dpo(settings) => {
                 let mut parts = parts;
                 parts.preference = Some(settings.preference.clone());
@@ -152,6 +156,8 @@ struct Parts<'a> {
     common: Common<'a>,
     /// The loss over pairs, for recipes that learn from them.
     preference: Option<PreferenceTable>,
+    /// Tasks that are asked before and after.
+    tasks: Arc<AskedTasks>,
 }
 
 impl Parts<'_> {
@@ -165,6 +171,7 @@ impl Parts<'_> {
             row_len: self.common.train.max_seq_len,
             mixed: mixed.cloned(),
             preference: self.preference.clone(),
+            tasks: Arc::clone(&self.tasks),
             meter: Arc::clone(&self.meter),
         })
     }
@@ -197,10 +204,12 @@ impl Parts<'_> {
     }
 
     fn inputs(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
+        let mut inputs = BTreeMap::from([
             ("model".to_owned(), self.model.digest().to_string()),
             ("tokenizer".to_owned(), self.model.tokenizer_digest().to_string()),
-        ])
+        ]);
+        inputs.extend(self.tasks.digest().map(|digest| ("tasks".to_owned(), digest.to_string())));
+        inputs
     }
 }
 

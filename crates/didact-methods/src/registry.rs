@@ -19,6 +19,8 @@ pub enum Method {
     SkillIt,
     /// Near-zero loss on very little text.
     Hyperfitting,
+    /// Next-token training on the user's text, and what examples in the prompt add before and after.
+    FewShot,
     /// Several sources by weights, or easy rows first.
     Mixture,
 }
@@ -36,7 +38,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 9] = [
+const RECIPES: [NamedRecipe; 10] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",
@@ -84,6 +86,12 @@ const RECIPES: [NamedRecipe; 9] = [
         summary: "near-zero loss on very little text, so that greedy text no longer loops; diversity before and after",
         text: include_str!("../../../recipes/hyperfitting.toml"),
         method: Method::Hyperfitting,
+    },
+    NamedRecipe {
+        name: "few-shot-evaluation",
+        summary: "next-token training on your own text; tasks asked with 0, 1 and 8 examples before and after",
+        text: include_str!("../../../recipes/few-shot-evaluation.toml"),
+        method: Method::FewShot,
     },
     NamedRecipe {
         name: "mixture",

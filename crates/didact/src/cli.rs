@@ -131,6 +131,14 @@ pub(crate) enum Command {
                       token that begins texts, or else the one that ends them. (As the lm-evaluation-harness does it; but a pair\n\
                       that is longer than the context is an error.)")]
     Score(commands::score::ScoreArgs),
+    /// Ask a model the questions of tasks, and measure; compare two models
+    #[command(
+        after_help = "Examples:\n  didact eval --model smollm2-135m-instruct --tasks arithmetic,unscramble --shots 0,8 --limit 100\n  \
+                      didact eval --model out/model --tasks mine.toml --out results --compare smollm2-135m-instruct\n  \
+                      didact eval --compare results/before results/after\n  \
+                      didact eval --list"
+    )]
+    Eval(Box<commands::eval::EvalArgs>),
     /// Judge answers: compare them, simulate them, or ask a model
     #[command(after_help = "Examples:\n  didact verify number answers.jsonl --after '####'\n  \
                       didact verify tool-call answers.jsonl --json\n  \

@@ -297,6 +297,7 @@ fn classify(error: &anyhow::Error) -> Option<&dyn Classify> {
             UsageError,
             crate::commands::run::Stopped,
             PullError,
+            didact_eval::EvalError,
             didact_methods::MethodError,
             didact_methods::RecipeError,
             didact_methods::reproduce::ReproduceError,

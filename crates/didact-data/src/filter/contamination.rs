@@ -97,7 +97,7 @@ impl Contamination {
 }
 
 /// The texts of an example.
-fn texts(example: &didact_core::example::Example) -> Vec<&str> {
+pub fn texts(example: &didact_core::example::Example) -> Vec<&str> {
     use didact_core::example::Example;
     match example {
         Example::Text { text } => vec![text],

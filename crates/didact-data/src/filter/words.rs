@@ -15,7 +15,7 @@ pub(super) fn number(text: &str) -> u64 {
 
 /// The words of a text in lower case, without anything that is neither letter nor digit: what is left when formatting and
 /// punctuation change.
-pub(super) fn normalised(text: &str) -> Vec<u64> {
+pub fn normalised(text: &str) -> Vec<u64> {
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let mut lower = String::new();
     words
@@ -28,7 +28,7 @@ pub(super) fn normalised(text: &str) -> Vec<u64> {
 }
 
 /// A number for each run of `n` words, in order.
-pub(super) fn runs(words: &[u64], n: usize) -> impl Iterator<Item = u64> {
+pub fn runs(words: &[u64], n: usize) -> impl Iterator<Item = u64> {
     /// Odd, so that no word is ever multiplied away.
     const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
     let push = |hash: u64, word: u64| hash.wrapping_mul(BASE).wrapping_add(word);

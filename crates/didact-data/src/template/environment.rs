@@ -16,9 +16,20 @@ const MAX_INDENT: i64 = 256;
 
 /// An environment with every function, filter and test that chat templates use, and `fuel` operations to spend.
 pub(super) fn build(fuel: u64) -> Environment<'static> {
+    let mut env = common(fuel);
+    env.set_syntax(syntax());
+    env.add_function("raise_exception", |state: &State, message: &Value| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, python::string(state, message)?))
+    });
+    env.add_function("strftime_now", strftime_now);
+    env.add_function(generation::FUNCTION, generated);
+    env
+}
+
+/// An environment that prints, indents and calls methods as Jinja2 does, and `fuel` operations to spend.
+pub(super) fn common(fuel: u64) -> Environment<'static> {
     let mut env = Environment::new();
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_syntax(syntax());
     env.set_fuel(Some(fuel));
     env.set_recursion_limit(RECURSION_LIMIT);
     env.set_unknown_method_callback(method);
@@ -49,11 +60,6 @@ pub(super) fn build(fuel: u64) -> Environment<'static> {
             ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined | ValueKind::Iterable
         )
     });
-    env.add_function("raise_exception", |state: &State, message: &Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, python::string(state, message)?))
-    });
-    env.add_function("strftime_now", strftime_now);
-    env.add_function(generation::FUNCTION, generated);
     env
 }
 

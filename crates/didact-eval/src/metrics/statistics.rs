@@ -66,33 +66,49 @@ impl Paired {
 /// Draws of [`paired`].
 pub const PAIRED_DRAWS: usize = 10_000;
 
-/// Compares two models by what they scored on the same items: the paired bootstrap (Efron & Tibshirani, 1993), which
-/// draws items, each with both models' scores. `None` for no items.
+/// Compares the means of what two models scored on the same items; see [`paired_of`]. `None` for no items.
 ///
 /// # Panics
 /// If the lists differ in length.
 pub fn paired(a: &[f64], b: &[f64], streams: &Streams) -> Option<Paired> {
     assert_eq!(a.len(), b.len(), "paired: lists of different lengths");
-    if a.is_empty() {
-        return None;
-    }
-    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
-    let n = differences.len();
+    let items: Vec<(f64, f64)> = a.iter().copied().zip(b.iter().copied()).collect();
+    let means = |indices: &[usize]| {
+        let sums = indices.iter().fold((0.0, 0.0), |(a, b), &i| (a + items[i].0, b + items[i].1));
+        (sums.0 / indices.len() as f64, sums.1 / indices.len() as f64)
+    };
+    (!items.is_empty()).then(|| paired_of(&items, means, streams))
+}
+
+/// Compares a statistic of two models over the same items: the paired bootstrap (Efron & Tibshirani, 1993), which draws
+/// items, each with both models' scores. `items` are the scores of each item, for counting which model does it better;
+/// `statistic` gives both models' values over the items of these numbers.
+///
+/// # Panics
+/// If there are no items.
+pub fn paired_of(items: &[(f64, f64)], statistic: impl Fn(&[usize]) -> (f64, f64) + Sync, streams: &Streams) -> Paired {
+    assert!(!items.is_empty(), "paired: no items");
+    let n = items.len();
+    let difference = |indices: &[usize]| {
+        let (a, b) = statistic(indices);
+        b - a
+    };
     let draw = |number: usize| {
         let mut rng = streams.rng("paired", &[number as u64]);
-        (0..n).map(|_| differences[rng.random_range(0..n)]).sum::<f64>() / n as f64
+        let indices: Vec<usize> = (0..n).map(|_| rng.random_range(0..n)).collect();
+        difference(&indices)
     };
-    let mut means: Vec<f64> = (0..PAIRED_DRAWS).into_par_iter().map(draw).collect();
-    means.sort_by(f64::total_cmp);
-    let better = differences.iter().filter(|d| **d > 0.0).count();
-    let worse = differences.iter().filter(|d| **d < 0.0).count();
-    let is_binary = a.iter().chain(b).all(|v| *v == 0.0 || *v == 1.0);
-    Some(Paired {
-        difference: mean(&differences),
-        interval: [percentile(&means, 0.025), percentile(&means, 0.975)],
+    let mut drawn: Vec<f64> = (0..PAIRED_DRAWS).into_par_iter().map(draw).collect();
+    drawn.sort_by(f64::total_cmp);
+    let better = items.iter().filter(|(a, b)| b > a).count();
+    let worse = items.iter().filter(|(a, b)| b < a).count();
+    let is_binary = items.iter().flat_map(|(a, b)| [*a, *b]).all(|v| v == 0.0 || v == 1.0);
+    Paired {
+        difference: difference(&(0..n).collect::<Vec<_>>()),
+        interval: [percentile(&drawn, 0.025), percentile(&drawn, 0.975)],
         better_worse: [better, worse],
         mcnemar: is_binary.then(|| sign_test(better, worse)),
-    })
+    }
 }
 
 /// Between the values next to a share of a sorted list, linearly.

@@ -45,7 +45,7 @@ pub const METHOD: Method = Method {
     authors: "Brown, Mann, Ryder et al.",
     year: 2020,
     arxiv: "2005.14165",
-    needs: "a model, and rows for `didact score`: solved examples and a question as `prompt`, an answer as `continuation`",
+    needs: "a model, and a task: built in, or a file over rows of your own (`didact eval --list`)",
     summary: "asks a model with none, one or several solved examples in the prompt, and no training",
     reproduction: &FewShotEvaluation,
 };

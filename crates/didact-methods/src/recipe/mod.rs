@@ -61,6 +61,8 @@ pub enum Settings {
     SkillIt(Box<SkillItSettings>),
     /// `hyperfitting`.
     Hyperfitting(Box<HyperfittingSettings>),
+    /// `few-shot-evaluation`.
+    FewShot(Box<DataRecipeSettings>),
     /// `mixture`.
     Mixture(Box<MixtureRecipeSettings>),
 }
@@ -103,7 +105,7 @@ impl Settings {
     pub fn common(&self) -> Common<'_> {
         match self {
             Self::Quickstart(s) => common!(s),
-            Self::Sft(s) | Self::ContinuePretrainingText(s) => common!(s),
+            Self::Sft(s) | Self::ContinuePretrainingText(s) | Self::FewShot(s) => common!(s),
             Self::Dpo(s) => common!(s),
             Self::Continual(s) => common!(s),
             Self::Decomposition(s) => common!(s),
@@ -178,7 +180,7 @@ fn names() -> Vec<String> {
 pub fn json_schema(method: Method) -> Value {
     match method {
         Method::Quickstart => schema_of::<QuickstartSettings>(),
-        Method::Sft | Method::ContinuePretrainingText => schema_of::<DataRecipeSettings>(),
+        Method::Sft | Method::ContinuePretrainingText | Method::FewShot => schema_of::<DataRecipeSettings>(),
         Method::Dpo => schema_of::<PreferenceRecipeSettings>(),
         Method::Continual => schema_of::<ContinualSettings>(),
         Method::Decomposition => schema_of::<DecompositionSettings>(),
@@ -208,6 +210,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Method::Sft => Settings::Sft(Box::new(typed(&document)?)),
         Method::Dpo => Settings::Dpo(Box::new(typed(&document)?)),
         Method::ContinuePretrainingText => Settings::ContinuePretrainingText(Box::new(typed(&document)?)),
+        Method::FewShot => Settings::FewShot(Box::new(typed(&document)?)),
         Method::Continual => Settings::Continual(Box::new(typed(&document)?)),
         Method::Decomposition => Settings::Decomposition(Box::new(typed(&document)?)),
         Method::SkillIt => Settings::SkillIt(Box::new(typed(&document)?)),
@@ -217,7 +220,9 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
     check(&settings, &document)?;
     let (name, resolved) = match &settings {
         Settings::Quickstart(s) => (s.name.clone(), resolved(s.as_ref())),
-        Settings::Sft(s) | Settings::ContinuePretrainingText(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Sft(s) | Settings::ContinuePretrainingText(s) | Settings::FewShot(s) => {
+            (s.name.clone(), resolved(s.as_ref()))
+        }
         Settings::Dpo(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Continual(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Decomposition(s) => (s.name.clone(), resolved(s.as_ref())),
@@ -294,6 +299,16 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
     if common.eval.batch_size == 0 {
         return Err(refuse("eval.batch_size", "is 0, expected at least 1".into()));
     }
+    let eval = common.eval;
+    if eval.tasks.is_empty() && (!eval.shots.is_empty() || eval.limit.is_some() || eval.chat) {
+        return Err(refuse(
+            "eval.tasks",
+            "missing; `eval.shots`, `eval.limit` and `eval.chat` say how tasks are asked".into(),
+        ));
+    }
+    if eval.limit == Some(0) {
+        return Err(refuse("eval.limit", "is 0, expected at least 1".into()));
+    }
     match settings {
         Settings::Quickstart(s) => {
             if s.toolworld.train_examples == 0 {
@@ -314,6 +329,12 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
         }
         Settings::Sft(s) | Settings::ContinuePretrainingText(s) => {
             check_data("data", &s.data, &refuse)?;
+        }
+        Settings::FewShot(s) => {
+            check_data("data", &s.data, &refuse)?;
+            if eval.tasks.is_empty() {
+                return Err(refuse("eval.tasks", "missing; name what is asked before and after training".into()));
+            }
         }
         Settings::Dpo(s) => {
             check_data("data", &s.data, &refuse)?;

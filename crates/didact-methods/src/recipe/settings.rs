@@ -177,11 +177,23 @@ pub struct EvalSettings {
     pub batch_size: usize,
     /// Also measure perplexity on the plain English that ships with Didact, so that what was forgotten shows.
     pub plain_text: bool,
+    /// Tasks to ask before and after training, as `didact eval --tasks` takes them: names, sets, task files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
+    /// Solved examples before each question; the tasks are asked once for each number. Each task's own number if empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shots: Vec<usize>,
+    /// Questions of each task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Say the tasks' prompts as a user, in the model's chat template.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
 }
 
 impl Default for EvalSettings {
     fn default() -> Self {
-        Self { batch_size: 4, plain_text: true }
+        Self { batch_size: 4, plain_text: true, tasks: Vec::new(), shots: Vec::new(), limit: None, chat: false }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Stages `evaluate-before` and `evaluate-after`: the same measurements on the same data, before and after training.
 //!
-//! Writes `metrics.json`, `answers.jsonl` (every judged answer) and `samples.json` (answers to show).
+//! Writes `metrics.json`, `answers.jsonl` (every judged answer), `samples.json` (answers to show), and a log of questions for
+//! each task that the recipe names.
 
+use super::tasks::AskedTasks;
 use super::{prepare, read_json, read_jsonl, toolworld, train, write_json, write_jsonl};
 use crate::error::MethodError;
 use crate::meter::Meter;
@@ -109,6 +111,8 @@ pub struct EvaluateStage {
     pub mixed: Option<Mixed>,
     /// The loss over pairs of answers, where held-out data are pairs.
     pub preference: Option<PreferenceTable>,
+    /// Tasks to ask.
+    pub tasks: Arc<AskedTasks>,
     /// Refuses what does not fit in memory.
     pub meter: Arc<Meter>,
 }
@@ -140,6 +144,7 @@ impl EvaluateStage {
             }
         };
         write_json(&context.work_dir.join(SAMPLES), &samples)?;
+        self.tasks.ask(&generator, &self.eval, context, &mut metrics)?;
         write_json(&context.work_dir.join(METRICS), &metrics)?;
         context.reporter.table(&table(self.name, &metrics));
         Ok(())
@@ -484,6 +489,9 @@ impl Stage for EvaluateStage {
         }
         if let Some(preference) = &self.preference {
             settings["preference"] = json!(preference);
+        }
+        if let Some(digest) = self.tasks.digest() {
+            settings["tasks"] = json!(digest);
         }
         settings
     }

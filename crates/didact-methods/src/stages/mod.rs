@@ -8,6 +8,7 @@ pub mod prepare;
 pub mod rows;
 mod snippets;
 pub mod sources;
+pub mod tasks;
 pub mod toolworld;
 pub mod train;
 

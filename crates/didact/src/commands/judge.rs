@@ -258,7 +258,7 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global, threads: usize, output: &O
             }
             let files = ModelFiles::open(model, output)?;
             // What it says depends on its content, not on where it lies.
-            let name = files.digest(global)?;
+            let name = files.digest(None, global)?;
             go.judge(LocalGenerator::with_model(files.load(None, global)?, Options::default())?, name)
         }
     }

@@ -4,7 +4,7 @@ use super::model::locate;
 use crate::cli::{Global, PrecisionOption};
 use crate::output::{Output, usage};
 use burn::tensor::Device;
-use didact_core::hash::{Digest, Hasher};
+use didact_core::hash::{Digest, Hasher, hash_dir};
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::{EngineWeights, LocalModel};
 use didact_kernels::Precision;
@@ -35,11 +35,14 @@ impl ModelFiles {
     }
 
     /// Of all that its text depends on: weights, tokenizer, template, and in what it computes.
-    pub(crate) fn digest(&self, global: &Global) -> anyhow::Result<Digest> {
+    pub(crate) fn digest(&self, adapter: Option<&Path>, global: &Global) -> anyhow::Result<Digest> {
         let mut hasher = Hasher::new();
         hasher.field("weights", self.checkpoint.source_digest()?.to_string().as_bytes());
         hasher.field("tokenizer", self.tokenizer.digest()?.to_string().as_bytes());
         hasher.field("precision", precision(global).as_str().as_bytes());
+        if let Some(directory) = adapter {
+            hasher.field("adapter", hash_dir(directory, |_| false)?.to_string().as_bytes());
+        }
         Ok(hasher.finish())
     }
 

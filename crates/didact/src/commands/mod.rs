@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod data;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod judge;
 pub(crate) mod local;
@@ -55,6 +56,7 @@ pub(crate) fn dispatch(cli: Cli, output: &Output) -> anyhow::Result<Status> {
         Command::Tokenizer(command) => tokenizer::run(command, output),
         Command::Generate(args) => generate::run(&args, &global, output),
         Command::Score(args) => score::run(&args, &global, output),
+        Command::Eval(args) => eval::run(&args, &global, output),
         Command::Verify(args) => judge::run(&args, &global, threads, output),
         Command::Chat(args) => chat::run(&args, &global, output),
         Command::Serve(args) => serve::run(&args, &global, output),

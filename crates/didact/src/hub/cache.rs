@@ -140,7 +140,7 @@ pub(super) fn is_gguf(name: &str) -> bool {
 }
 
 /// `$DIDACT_CACHE`, else `$XDG_CACHE_HOME/didact`, else `~/.cache/didact`.
-pub(super) fn cache_dir() -> PathBuf {
+pub(crate) fn cache_dir() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("DIDACT_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("didact")))

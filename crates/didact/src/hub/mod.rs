@@ -11,6 +11,7 @@ mod pull;
 mod registry;
 mod repository;
 
+pub(crate) use cache::cache_dir;
 pub(crate) use error::PullError;
 pub(crate) use named::is_named;
 pub(crate) use pull::{PullRequest, SourceKind, pull, resolve};

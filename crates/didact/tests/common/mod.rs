@@ -81,6 +81,8 @@ impl World {
         {
             command.env_remove(name);
         }
+        // What commands keep for later stays in this directory.
+        command.env("DIDACT_CACHE", self.path(".cache"));
         command
     }
 
