@@ -106,9 +106,16 @@ fn check(name: &str) {
     for row in &rows {
         let is_same = |other: &&Value| other["doc_id"] == row["doc_id"] && other["filter"] == row["filter"];
         let other = expected.iter().find(is_same).unwrap_or_else(|| panic!("{row}"));
-        for key in ["doc_hash", "prompt_hash", "target_hash", "target", "metrics"] {
+        for key in ["doc_hash", "prompt_hash", "target_hash", "target"] {
             assert_eq!(row[key], other[key], "{name}, doc {}: {key}", row["doc_id"]);
         }
+        let sorted = |row: &Value| -> Vec<String> {
+            let mut names: Vec<String> =
+                row["metrics"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(row), sorted(other), "{name}");
         for metric in other["metrics"].as_array().unwrap().iter().map(|metric| metric.as_str().unwrap()) {
             if let Some(value) = other.get(metric) {
                 assert_eq!(row[metric].as_f64(), value.as_f64(), "{name}, doc {}: {metric}", row["doc_id"]);

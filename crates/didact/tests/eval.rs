@@ -48,11 +48,12 @@ fn results_have_the_harness_layout_and_are_computed_once() {
     assert!((0.0..=1.0).contains(&acc) && report["results"]["choice"]["acc_stderr,none"].is_number(), "{report}");
     assert!(report["results"]["whole"]["byte_perplexity,none"].as_f64().unwrap() > 1.0, "{report}");
     assert_eq!(report["configs"]["text"]["doc_to_target"], "right");
-    // 80 choices, 40 answers, and the texts in windows of the model's short context.
-    assert_eq!(report["requests_from_cache"], 0);
+    // Windows of different texts may be the same, so that some requests are known already the first time.
+    let first = report["requests_from_cache"].as_u64().unwrap();
     let again = ask(&[]);
     assert_eq!(again["results"], report["results"]);
-    assert!(again["requests_from_cache"].as_u64().unwrap() >= 160, "{}", again["requests_from_cache"]);
+    // 80 choices and 40 answers at least.
+    assert!(again["requests_from_cache"].as_u64().unwrap() >= first + 120, "{}", again["requests_from_cache"]);
     assert_eq!(ask(&["--no-cache"])["results"], report["results"], "computing again gives the same bits");
 
     let folder = world.path("results").join("model");
@@ -85,7 +86,8 @@ fn two_models_are_compared_asked_or_read() {
         assert_eq!((&comparison["verdict"], &comparison["difference"]), (&json!("no difference shown"), &json!(0.0)));
     }
     world.adapter("adapter");
-    let report = world.json(&[&ask[..5], &["--adapter", "adapter", "--compare", "a.json"]].concat(), 0);
+    world.ok(&["model", "merge", "model", "adapter", "merged"]);
+    let report = world.json(&[&ask[..5], &["--compare", "merged"]].concat(), 0);
     let comparison = &report["comparison"][0];
     assert_eq!(
         (&comparison["task"], &comparison["metric"], &comparison["documents"]),
@@ -115,9 +117,7 @@ fn examples_are_drawn_dropped_and_counted() {
 #[test]
 fn questions_in_training_text_are_found() {
     let world = World::new();
-    let long = |i: usize| {
-        format!("question number {i} asks for the {} word of a long list of words", ["first", "second", "last"][i % 3])
-    };
+    let long = |i: usize| format!("q {i} a b c d e f g h j k {}", ["l", "m", "n"][i % 3]);
     let rows: String = (0..40).map(|i| format!("{}\n", json!({"q": long(i), "a": "word"}))).collect();
     world.write("rows.jsonl", &rows);
     world.write(
