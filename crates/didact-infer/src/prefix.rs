@@ -2,6 +2,8 @@
 //! prompts is read once.
 
 use crate::cache::{KvCache, PAGE, Page};
+use crate::reading::scores_of;
+use didact_core::generate::TokenLogProb;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,6 +32,13 @@ impl Place {
     }
 }
 
+/// How likely a token of a text is, given those before it, and the likeliest tokens in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Scored {
+    pub(crate) log_prob: f32,
+    pub(crate) top: Vec<TokenLogProb>,
+}
+
 /// A tree of pages.
 #[derive(Debug)]
 pub(crate) struct Prefixes {
@@ -47,6 +56,8 @@ struct Node {
     children: usize,
     /// When it was last asked for.
     used: u64,
+    /// The scores of the page's tokens, once somebody asked for them, and with how many alternatives.
+    scores: Option<(usize, Vec<Scored>)>,
 }
 
 impl Node {
@@ -94,12 +105,51 @@ impl Prefixes {
                 let number = self.next;
                 self.next += 1;
                 let page = Arc::clone(&cache.whole_pages()[index]);
-                self.nodes.insert(key, Node { number, page, children: 0, used: self.clock });
+                self.nodes.insert(key, Node { number, page, children: 0, used: self.clock, scores: None });
                 self.keys.insert(number, key);
                 self.count_child(key.0, 1);
                 number
             };
             *place = Place { node: number, pages: index + 1 };
+        }
+    }
+
+    /// As [`follow`](Self::follow), as far as the scores of the pages' tokens are known with so many alternatives. Gives
+    /// these scores: of all tokens of the pages but the very first.
+    pub(crate) fn follow_scored(
+        &mut self,
+        place: &mut Place,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        alternatives: usize,
+    ) -> Vec<Scored> {
+        let mut found = Vec::new();
+        while let Some(next) = tokens[cache.len()..].first_chunk::<PAGE>()
+            && let Some((most, scores)) = self.nodes.get(&(place.node, *next)).and_then(|node| node.scores.as_ref())
+            && *most >= alternatives
+        {
+            let fewer =
+                |token: &Scored| Scored { top: token.top[..alternatives.min(token.top.len())].to_vec(), ..*token };
+            found.extend(scores.iter().map(fewer));
+            self.follow(place, cache, &tokens[..cache.len() + PAGE]);
+        }
+        found
+    }
+
+    /// As [`register`](Self::register), with the scores of all tokens but the first and so many alternatives to each.
+    pub(crate) fn register_scored(
+        &mut self,
+        place: &mut Place,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        scores: &[Scored],
+        alternatives: usize,
+    ) {
+        for page in place.pages..cache.len().min(tokens.len()) / PAGE {
+            self.register(place, cache, &tokens[..(page + 1) * PAGE]);
+            let key = self.keys.get(&place.node).expect("a page that was just made known");
+            let node = self.nodes.get_mut(key).expect("a page that was just made known");
+            node.scores = Some((alternatives, scores[scores_of(page)].to_vec()));
         }
     }
 

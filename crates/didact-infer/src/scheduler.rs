@@ -215,10 +215,10 @@ pub struct Scheduler {
     /// Requests with answers still to be begun, in order.
     ready: VecDeque<RequestId>,
     streams: Vec<Stream>,
-    pool: Arc<Pool>,
-    prefixes: Prefixes,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) prefixes: Prefixes,
     /// Most pages.
-    limit: usize,
+    pub(crate) limit: usize,
     /// Most tokens of prompt and answer together.
     context: usize,
 }
@@ -384,11 +384,15 @@ impl Scheduler {
             self.go_on(stream, choice, events)?;
         }
         self.begin(events)?;
-        // Known beginnings are kept in a quarter of the memory, or in what nobody needs while the work goes on.
+        self.forget_idle();
+        Ok(!self.groups.is_empty())
+    }
+
+    /// Known beginnings are kept in a quarter of the memory, or in what nobody needs while the work goes on.
+    pub(crate) fn forget_idle(&mut self) {
         if self.groups.is_empty() {
             self.prefixes.forget(self.prefixes.idle().saturating_sub(self.limit / 4));
         }
-        Ok(!self.groups.is_empty())
     }
 
     /// Gives places to waiting requests while there are any, and memory.
@@ -418,7 +422,7 @@ impl Scheduler {
     }
 
     /// Whether so many pages are neither used nor promised; known ones that nobody has are as good as free.
-    fn is_free(&self, pages: usize) -> bool {
+    pub(crate) fn is_free(&self, pages: usize) -> bool {
         let admitted = self.reading.iter().chain(&self.ready).map(|id| self.groups[id].promised());
         let written = self.streams.iter().map(|stream| stream.cache.pages_to_come(stream.total));
         let promised: usize = admitted.chain(written).sum();

@@ -255,6 +255,84 @@ fn a_common_beginning_is_read_once_and_its_answers_are_the_same() {
 }
 
 #[test]
+fn what_texts_have_in_common_is_read_once_and_their_scores_are_the_same() {
+    let ids = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    let alone = |text: &[u32], alternatives| {
+        scheduler(Options::default()).read(text, alternatives, None).expect("the text is fine")
+    };
+    // 40 tokens in common, of which two pages are shared.
+    let texts: Vec<_> = (0..6).map(|i| ids(&format!("two and two are four; three and two are: {i}!"))).collect();
+    let mut scheduler = scheduler(Options::default());
+    let mut last = 0;
+    let mut read = |scheduler: &mut Scheduler, text: &[u32], alternatives| {
+        assert_eq!(scheduler.read(text, alternatives, None).expect("the text is fine"), alone(text, alternatives));
+        let all = scheduler.model().engine().tokens_read();
+        all - std::mem::replace(&mut last, all)
+    };
+    // Of 43 tokens the last is not read; of known pages the last token is, again, for what it predicts.
+    assert_eq!(read(&mut scheduler, &texts[0], 2), 42);
+    for text in &texts[1..] {
+        assert_eq!(read(&mut scheduler, text, 2), 42 - 31);
+    }
+    // Fewer alternatives are known, more are not; a text may end within a known page or with it.
+    assert_eq!(read(&mut scheduler, &texts[0], 0), 42 - 31);
+    assert_eq!(read(&mut scheduler, &texts[0], 1), 42 - 31);
+    assert_eq!(read(&mut scheduler, &texts[0], 3), 42);
+    assert_eq!(read(&mut scheduler, &texts[1], 3), 42 - 31);
+    assert_eq!(read(&mut scheduler, &texts[1][..33], 3), 32 - 31);
+    assert_eq!(read(&mut scheduler, &texts[1][..32], 3), 31 - 15);
+    assert_eq!(read(&mut scheduler, &texts[1][..1], 3), 0);
+    assert_eq!(read(&mut scheduler, &[], 3), 0);
+    // Answers go on from what was read for its scores; what was read for answers has none yet.
+    scheduler.submit(request("two and two are four; three and two are?", greedy(1))).expect("fine");
+    run(&mut scheduler);
+    let prompt = "another prompt of more than two whole pages";
+    let id = scheduler.submit(request(prompt, greedy(1))).expect("fine");
+    assert_eq!(finished(&run(&mut scheduler))[&id], alone_answer(prompt));
+    assert_eq!(scheduler.model().engine().tokens_read() - last, 40 - 32 + prompt.len() as u64);
+    last = scheduler.model().engine().tokens_read();
+    let mut again = |scheduler: &mut Scheduler| {
+        scheduler.read(&ids(prompt), 1, None).expect("the text is fine");
+        let all = scheduler.model().engine().tokens_read();
+        all - std::mem::replace(&mut last, all)
+    };
+    assert_eq!((again(&mut scheduler), again(&mut scheduler)), (prompt.len() as u64 - 1, prompt.len() as u64 - 1 - 31));
+    let unknown = scheduler.read(&ids(prompt), 1, Some("other")).expect_err("there is no such adapter");
+    assert!(unknown.to_string().contains("adapter"), "{unknown}");
+}
+
+fn alone_answer(prompt: &str) -> Completion {
+    alone(request(prompt, greedy(1)))
+}
+
+#[test]
+fn texts_are_read_beside_requests_that_have_all_the_memory() {
+    let config = local_model("llama").engine().config().clone();
+    let (d, slots) = (config.head_dim, config.num_hidden_layers * config.num_key_value_heads);
+    let page = 16 * (d + d.next_multiple_of(16)) * slots * size_of::<f32>();
+    let options = Options { max_cache_bytes: 5 * page, ..Options::default() };
+    let text: Vec<u32> = "a text that is as long as some of the others are".bytes().map(u32::from).collect();
+    let wanted = scheduler(Options::default()).read(&text, 1, None).expect("the text is fine");
+    let mut scheduler = scheduler(options);
+    let long = request("two and two are", drawn(3, 40));
+    let ids = [(); 3].map(|()| scheduler.submit(long.clone()).expect("fine"));
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        scheduler.step(&mut events).expect("it generates");
+        assert_eq!(scheduler.read(&text, 1, None).expect("the text is fine"), wanted);
+        assert!(scheduler.cache_bytes() <= options.max_cache_bytes);
+    }
+    events.extend(run(&mut scheduler));
+    let finished = finished(&events);
+    for id in ids {
+        assert_eq!(finished[&id], alone(long.clone()));
+    }
+    // With nobody else there is room, and a quarter of the memory for what is known.
+    assert_eq!(scheduler.read(&text, 1, None).expect("the text is fine"), wanted);
+    assert!(scheduler.cache_bytes() <= options.max_cache_bytes / 4);
+}
+
+#[test]
 fn little_memory_makes_requests_wait_and_changes_nothing() {
     let requests = few_shot(12);
     let wanted: Vec<_> = requests.iter().map(|r| alone(r.clone())).collect();

@@ -6,7 +6,7 @@ use didact_core::progress::Table;
 use didact_core::seed::Streams;
 use didact_data::buckets::{BucketSettings, Joint, OverLong, Tail};
 use didact_data::curriculum::length::{CycleOrder, Length, LengthMix, LengthSettings, Odds};
-use didact_data::curriculum::mixture::{Choice, Mixture, MixtureSettings, OldShares, Reading as PoolReading};
+use didact_data::curriculum::mixture::{Choice, Mixture, MixtureSettings, OldShares, Reading as PoolReading, Taken};
 use didact_data::curriculum::paced::{Drawing, Paced, PacedSettings, Pacing, PacingShape};
 use didact_data::curriculum::weights::{Aggregate, Eta, GraphSettings, Shape, Weights, WindowUnit};
 use didact_data::curriculum::{Curriculum, Pool};
@@ -107,6 +107,25 @@ fn built(curriculum: impl Curriculum + 'static, train: TrainConfig, notes: Notes
     Built { curriculum: Box::new(curriculum), train, notes, shape: (0, 0) }
 }
 
+/// Times round a source after which it is said: as often as the configuration asks for, where that is more than usual.
+fn many_epochs(train: &TrainConfig) -> f64 {
+    if train.max_steps.is_some() { MANY_EPOCHS } else { train.epochs.max(MANY_EPOCHS) }
+}
+
+/// The sources that a training of so many steps reads more often than `most` says of their names.
+fn rereads(mixture: &Mixture, pools: &[Pool], steps: u64, most: impl Fn(&str) -> f64) -> Vec<String> {
+    let at_first = if mixture.needs_feedback() { ", by the shares before the first evaluation" } else { "" };
+    let told = pools.iter().zip(mixture.expected(steps)).filter(|(pool, expected)| {
+        // A row more than there are is no second reading.
+        expected.epochs > most(pool.name()) && expected.rows > (most(pool.name()) * pool.rows() as f64) as u64 + 1
+    });
+    told.map(|(pool, Taken { rows, epochs, .. })| {
+        let (name, all) = (pool.name(), pool.rows());
+        format!("`{name}` has {all} rows, of which {rows} are asked for{at_first}: it is read {epochs:.1} times")
+    })
+    .collect()
+}
+
 /// Steps of one pass over some rows, and of as many passes as the configuration says.
 fn steps_for(rows: f64, train: &TrainConfig) -> u64 {
     train.max_steps.unwrap_or_else(|| ((rows * train.epochs / train.batch_size as f64).round() as u64).max(1))
@@ -128,19 +147,15 @@ fn replay(table: &ContinualTable, pools: &[Pool], train: &TrainConfig, streams: 
     let by_tokens = table.tokens.map(|tokens| tokens.div_ceil(per_step).max(1));
     let steps = train.max_steps.or(by_tokens).unwrap_or_else(|| steps_for(new.rows() as f64 * scale, train));
     let old_rows: usize = old.iter().map(Pool::rows).sum();
-    let wanted = share * (steps * train.batch_size as u64) as f64;
     if share > 0.0 && old_rows == 0 {
         return refuse(format!("replay={share}, but the replay dataset has 0 usable sequences"));
-    }
-    if share > 0.0 && wanted > old_rows as f64 {
-        let times = wanted / old_rows as f64;
-        notes.warnings.push(format!(
-            "the old data has {old_rows} rows, of which {wanted:.0} are asked for: it is read {times:.1} times"
-        ));
     }
     notes.values.insert("replay".into(), share);
     let settings = MixtureSettings::replay(pools, train.batch_size, share, shares, table.replay_offset)?;
     let curriculum = Mixture::new(pools.to_vec(), settings, streams)?;
+    // Old data is there to be met again as it was, not to be learned by heart.
+    let most = |name: &str| if name == new.name() { many_epochs(train) } else { 1.0 };
+    notes.warnings.extend(rereads(&curriculum, pools, steps, most));
     Ok(built(curriculum, TrainConfig { max_steps: Some(steps), ..train.clone() }, notes))
 }
 
@@ -151,8 +166,9 @@ fn mixture(
     streams: Streams,
 ) -> Result<Built, MethodError> {
     let mut pools = pools(opened, train)?;
-    let notes = notes_of(&pools);
+    let mut notes = notes_of(&pools);
     let rows: usize = pools.iter().map(Pool::rows).sum();
+    let many = many_epochs(train);
     let train = TrainConfig { max_steps: Some(steps_for(rows as f64, train)), ..train.clone() };
     if let Some(key) = &table.easy_first_by {
         let (1, Some(sequences)) = (opened.len(), opened.first().and_then(|source| source.train.as_ref())) else {
@@ -193,7 +209,10 @@ fn mixture(
         |name: &&str| PoolReading { max_epochs: table.max_epochs.get(*name).copied(), ..PoolReading::default() };
     let readings = names.iter().map(reading).collect();
     let settings = MixtureSettings { batch_size: train.batch_size, weights, choice: Choice::Even, readings };
-    let curriculum = Mixture::new(pools, settings, streams)?;
+    let curriculum = Mixture::new(pools.clone(), settings, streams)?;
+    // Whoever says how often a source may be read knows.
+    let most = |name: &str| if table.max_epochs.contains_key(name) { f64::INFINITY } else { many };
+    notes.warnings.extend(rereads(&curriculum, &pools, train.max_steps.unwrap_or(1), most));
     Ok(built(curriculum, train, notes))
 }
 
@@ -376,6 +395,7 @@ fn skills(
     streams: Streams,
 ) -> Result<Built, MethodError> {
     let rows: usize = pools.iter().map(Pool::rows).sum();
+    let many = many_epochs(train);
     let train = rounds(table, rows, train)?;
     let mut notes = notes_of(&pools);
     let names: Vec<String> = pools.iter().map(|pool| pool.name().to_owned()).collect();
@@ -415,20 +435,10 @@ fn skills(
             })
         }
     };
-    let asked = (train.max_steps.unwrap_or(1) * train.batch_size as u64) as f64 / pools.len() as f64;
-    for pool in &pools {
-        let times = asked / pool.rows().max(1) as f64;
-        if times > MANY_EPOCHS {
-            notes.warnings.push(format!(
-                "skill `{}` has {} rows: an equal share of the training would read them {times:.1} times",
-                pool.name(),
-                pool.rows()
-            ));
-        }
-    }
     let readings = vec![PoolReading::default(); pools.len()];
     let settings = MixtureSettings { batch_size: train.batch_size, weights, choice: Choice::Even, readings };
-    let curriculum = Mixture::new(pools, settings, streams)?;
+    let curriculum = Mixture::new(pools.clone(), settings, streams)?;
+    notes.warnings.extend(rereads(&curriculum, &pools, train.max_steps.unwrap_or(1), |_| many));
     Ok(built(curriculum, train, notes))
 }
 

@@ -32,6 +32,9 @@ pub struct Readings {
     pub predicted_s: Option<f64>,
     /// Tokens per second while training.
     pub train_tokens_per_s: Option<f64>,
+    /// The same by the length of a step's rows, where steps differ in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub train_tokens_per_s_by_length: BTreeMap<usize, f64>,
     /// Seconds of each stage in the process that finished it.
     pub stages: BTreeMap<String, f64>,
 }
@@ -95,6 +98,11 @@ impl Meter {
         });
     }
 
+    /// Notes the speed of steps by the length of their rows.
+    pub fn by_length(&self, tokens_per_s: &BTreeMap<usize, f64>) {
+        self.change(|readings| readings.train_tokens_per_s_by_length.clone_from(tokens_per_s));
+    }
+
     /// Notes how long a stage took.
     pub fn stage(&self, name: &str, seconds: f64) {
         self.change(|readings| {
@@ -130,6 +138,10 @@ impl Meter {
             predicted_train_s,
             train_s: new.train_s.or(old.train_s),
             train_tokens_per_s: new.train_tokens_per_s.or(old.train_tokens_per_s),
+            train_tokens_per_s_by_length: match new.train_tokens_per_s_by_length {
+                new if new.is_empty() => old.train_tokens_per_s_by_length,
+                new => new,
+            },
             stages,
         };
         files::write_atomic(&path, &serde_json::to_vec_pretty(&all).expect("readings are plain data"))?;

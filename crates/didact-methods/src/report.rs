@@ -178,6 +178,9 @@ impl RunReport {
         if !self.diversity.is_empty() {
             tables.push(diversity::table(&self.diversity));
         }
+        if !self.readings.train_tokens_per_s_by_length.is_empty() {
+            tables.push(self.speeds());
+        }
         if !self.samples.is_empty() {
             tables.push(self.sample_table());
         }
@@ -309,6 +312,20 @@ impl RunReport {
             title: "answers".into(),
             columns: strings(["request", "expected", "before", "after"]),
             rows: rows.collect(),
+        }
+    }
+
+    /// How fast steps of each length went, and against those of the longest rows.
+    fn speeds(&self) -> Table {
+        let speeds = &self.readings.train_tokens_per_s_by_length;
+        let longest = speeds.last_key_value().map_or(1.0, |(_, speed)| *speed);
+        let row = |(length, speed): (&usize, &f64)| {
+            vec![length.to_string(), format!("{speed:.0}"), format!("{:.2}", speed / longest)]
+        };
+        Table {
+            title: "speed by length of rows".into(),
+            columns: strings(["length", "tokens/s", "against the longest"]),
+            rows: speeds.iter().map(row).collect(),
         }
     }
 

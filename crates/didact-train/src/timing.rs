@@ -1,5 +1,6 @@
 //! How fast steps go. Measures only: nothing that is trained depends on it.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,8 @@ pub(crate) struct Pace {
     recent_tokens: f64,
     recent_work: f64,
     predicted: Option<f64>,
+    /// Tokens and seconds of the steps of each length of rows but the first, in which memory is asked for.
+    by_length: BTreeMap<usize, (u64, f64)>,
 }
 
 impl Pace {
@@ -80,12 +83,20 @@ impl Pace {
             recent_tokens: 0.0,
             recent_work: 0.0,
             predicted: None,
+            by_length: BTreeMap::new(),
         }
     }
 
-    /// A step of so many tokens and floating-point operations is done.
-    pub(crate) fn step(&mut self, tokens: u64, work: f64, took: Duration) {
+    /// A step of so many tokens and floating-point operations in rows of at most `len` targets is done.
+    pub(crate) fn step(&mut self, tokens: u64, len: usize, work: f64, took: Duration) {
         let seconds = took.as_secs_f64();
+        self.by_length
+            .entry(len)
+            .and_modify(|(all, sum)| {
+                *all += tokens;
+                *sum += seconds;
+            })
+            .or_default();
         self.done += 1;
         self.seconds += seconds;
         self.tokens += tokens;
@@ -107,6 +118,12 @@ impl Pace {
     pub(crate) fn share_of_peak(&self, precision: Precision) -> Option<f64> {
         (self.seconds > MEASURE_PEAK_AFTER && self.recent_step > 0.0)
             .then(|| self.recent_work / self.recent_step / peak(precision))
+    }
+
+    /// Tokens per second by the length of rows, where a length had more than one step.
+    pub(crate) fn tokens_per_s_by_length(&self) -> BTreeMap<usize, f64> {
+        let measured = self.by_length.iter().filter(|(_, (_, seconds))| *seconds > 0.0);
+        measured.map(|(&len, &(tokens, seconds))| (len, tokens as f64 / seconds)).collect()
     }
 
     pub(crate) fn seconds_left(&self, steps: u64) -> f64 {
@@ -187,11 +204,20 @@ mod tests {
     #[test]
     fn the_share_of_the_peak_is_measured_late_and_once() {
         let mut pace = Pace::new(2);
-        pace.step(10, 1e9, Duration::from_secs(1));
+        pace.step(10, 8, 1e9, Duration::from_secs(1));
         assert_eq!(pace.share_of_peak(Precision::F32), None);
-        pace.step(10, 1e9, Duration::from_mins(1));
+        pace.step(10, 8, 1e9, Duration::from_mins(1));
         let share = pace.share_of_peak(Precision::F32).expect("half a minute has passed");
         assert!(share > 0.0 && share.is_finite());
         assert_eq!(pace.share_of_peak(Precision::F32), Some(share));
+    }
+
+    #[test]
+    fn speeds_by_length_leave_the_first_step_of_each_out() {
+        let mut pace = Pace::new(6);
+        for (len, seconds) in [(64, 60), (64, 2), (8, 60), (64, 3), (8, 1), (512, 1)] {
+            pace.step(100, len, 1e9, Duration::from_secs(seconds));
+        }
+        assert_eq!(pace.tokens_per_s_by_length(), BTreeMap::from([(8, 100.0), (64, 40.0)]));
     }
 }

@@ -4,6 +4,7 @@
 //! hooks; clipping; one update; the record of it. What follows a step (evaluation, checkpoint) is a function of how many
 //! steps are done, so that a resumed run does exactly what the uninterrupted one did.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -97,6 +98,8 @@ pub struct TrainOutcome {
     pub predicted_seconds: Option<f64>,
     /// Tokens per second, over this process's steps; 0 without any.
     pub tokens_per_s: f64,
+    /// The same by the length of the longest row of a step in targets, without the first step of each length.
+    pub tokens_per_s_by_length: BTreeMap<usize, f64>,
 }
 
 impl TrainOutcome {
@@ -203,6 +206,7 @@ impl<'a> Trainer<'a> {
             seconds: started.elapsed().as_secs_f64(),
             predicted_seconds: pace.predicted_seconds(),
             tokens_per_s: pace.tokens_per_s(),
+            tokens_per_s_by_length: pace.tokens_per_s_by_length(),
             state,
         })
     }
@@ -313,7 +317,8 @@ impl<'a> Trainer<'a> {
         let tokens = read.batches.iter().map(Batch::tokens).sum();
         let is_adapter = self.decoder.lora().is_some();
         let work = work::of_training(self.decoder.config(), amount(&read.batches), is_adapter);
-        progress.pace.step(tokens, work, begun.elapsed());
+        let len = read.batches.iter().map(|batch| batch.len).max().unwrap_or_default();
+        progress.pace.step(tokens, len, work, begun.elapsed());
         self.report(&result, progress)
     }
 

@@ -171,6 +171,9 @@ fn dataset_decomposition_counts_every_token_and_measures_by_length() {
     assert_eq!((read, read / 64), (steps * 64, steps), "every step has as many tokens");
     let values = &report["curriculum"]["values"];
     assert!(values["mean_context"].as_f64().unwrap() < 16.0 && values["work_ratio"].as_f64().unwrap() < 1.0);
+    let speeds = report["readings"]["train_tokens_per_s_by_length"].as_object().unwrap();
+    assert!(!speeds.is_empty() && speeds.keys().all(|length| lengths.contains(&length.as_str())), "{speeds:?}");
+    assert!(speeds.values().all(|speed| speed.as_f64().unwrap() > 0.0));
     let after = report["metrics_after"].as_object().unwrap();
     assert!(after.keys().filter(|name| name.starts_with("documents of ")).count() >= 2, "{after:?}");
     for (set, message) in [
@@ -245,6 +248,39 @@ fn mixtures_follow_weights_and_paths_and_easy_rows_come_first() {
     assert!(error.contains("names `c`; the sources are a, b"), "{error}");
     let plan = world.json(&[&run("mixture", "planned", &weights)[..], &["--dry-run"]].concat(), 0);
     assert_eq!(plan["steps"], 6);
+}
+
+/// What is said of sources that are read too often, whatever decides their shares; nothing trains here.
+#[test]
+fn a_source_that_is_read_too_often_is_named() {
+    let world = world();
+    world.write("few.jsonl", &rows(3, 0));
+    let few = "{ path = 'few.jsonl', held_out = 0.0 }";
+    let warnings = |recipe: &str, sets: &[&str]| -> Vec<String> {
+        let sets = [sets, &["train.max_steps=12", "train.packing=none", "train.warmup_steps=1"]].concat();
+        let report = world.json(&run(recipe, &format!("{recipe}-{}", sets.concat().len()), &sets), 0);
+        let warnings = report["curriculum"]["warnings"].as_array().unwrap();
+        warnings.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    // 48 rows: a quarter of them old, 12 of 5; and by weights.
+    let old = format!("data.old={few}");
+    let told = warnings("continual-pretraining", &["data.new=new.jsonl", &old, "continual.shift=strong"]);
+    assert!(told.iter().any(|text| text.starts_with("`old` has ") && text.contains("12 are asked for")), "{told:?}");
+    assert!(!told.iter().any(|text| text.contains("`new`")), "{told:?}");
+    let told =
+        warnings("continual-pretraining", &["data.new=new.jsonl", "data.old=old.jsonl", "continual.shift=strong"]);
+    assert!(told.is_empty(), "{told:?}");
+    let source = format!("sources.b={few}");
+    let sources = ["sources.a=old.jsonl", &source, "curriculum.weights={ a = 1, b = 1 }"];
+    let told = warnings("mixture", &sources);
+    assert!(told.iter().any(|text| text.starts_with("`b` has ") && text.contains("24 are asked for")), "{told:?}");
+    assert_eq!(
+        warnings("mixture", &[&sources[..], &["curriculum.max_epochs={ b = 9 }"]].concat()),
+        Vec::<String>::new()
+    );
+    let path = "curriculum.path=[{ at = 0.0, weights = { a = 1 } }, { at = 1.0, weights = { b = 1 } }]";
+    let told = warnings("mixture", &[&sources[..2], &[path]].concat());
+    assert!(told.iter().any(|text| text.starts_with("`b` has ")), "{told:?}");
 }
 
 /// Where processes are killed one after the other, all in one run.

@@ -190,6 +190,52 @@ impl Mixture {
         (0..self.pools.len()).map(of).collect()
     }
 
+    /// What is read of each pool in a training of so many steps, before any of it is. Weights that follow evaluations are
+    /// taken as they are before the first one.
+    pub fn expected(&self, total_steps: u64) -> Vec<Taken> {
+        let most = |i: usize| {
+            let rows = self.pools[i].rows() as f64;
+            self.settings.readings[i].max_epochs.map_or(f64::INFINITY, |epochs| epochs as f64 * rows)
+        };
+        let mut left: Vec<f64> = (0..self.pools.len()).map(most).collect();
+        let mut rows = vec![0.0; self.pools.len()];
+        let mut memory = Memory::default();
+        for step in 0..total_steps {
+            let mut weights = self.settings.weights.at(&Progress { step, total_steps }, &mut memory);
+            let mut wanted = self.settings.batch_size as f64;
+            // What a pool that runs out cannot give comes from the others.
+            while wanted > 0.0 {
+                let sum: f64 = weights.iter().sum();
+                if sum <= 0.0 {
+                    return self.taken_of(&rows);
+                }
+                let mut missing = 0.0;
+                for i in 0..rows.len() {
+                    let share = wanted * weights[i] / sum;
+                    let given = share.min(left[i]);
+                    rows[i] += given;
+                    left[i] -= given;
+                    if given < share {
+                        missing += share - given;
+                        weights[i] = 0.0;
+                    }
+                }
+                wanted = missing;
+            }
+        }
+        self.taken_of(&rows)
+    }
+
+    /// So many rows of each pool, with as many targets as its rows have in the mean.
+    fn taken_of(&self, rows: &[f64]) -> Vec<Taken> {
+        let of = |(pool, &rows): (&Pool, &f64)| {
+            let epochs = rows / pool.rows().max(1) as f64;
+            let targets = (epochs * pool.plan().stats().targets as f64).round() as u64;
+            Taken { rows: rows.round() as u64, targets, epochs }
+        };
+        self.pools.iter().zip(rows).map(of).collect()
+    }
+
     fn is_used_up(&self, pool: usize) -> bool {
         let rows = self.pools[pool].rows() as u64;
         rows == 0 || self.settings.readings[pool].max_epochs.is_some_and(|most| self.state.taken[pool] >= most * rows)

@@ -309,6 +309,47 @@ fn several_old_sources_share_the_replay_by_size_or_equally() {
 }
 
 #[test]
+fn what_a_mixture_is_expected_to_read_is_what_it_reads() {
+    let world = three();
+    let path = Weights::Path {
+        points: vec![(0.0, vec![1.0, 0.0, 0.0]), (0.5, vec![1.0, 2.0, 1.0]), (1.0, vec![0.0, 1.0, 3.0])],
+        shape: Shape::Cosine,
+    };
+    for (weights, max_epochs, total_steps) in [
+        (Weights::Fixed(vec![6.0, 1.0, 3.0]), None, 50),
+        (path, None, 90),
+        // The third pool runs out in step 12, the second in step 21; the first never does.
+        (Weights::Fixed(vec![1.0, 1.0, 1.0]), Some(3), 60),
+    ] {
+        let mut settings = mixture(weights, Choice::Even);
+        settings.readings[1].max_epochs = max_epochs;
+        settings.readings[2].max_epochs = max_epochs;
+        let mut mixture = Mixture::new(world.pools(5), settings, Streams::new(3)).expect("sound");
+        let expected = mixture.expected(total_steps);
+        run(&mut mixture, 0, total_steps);
+        for (expected, taken) in expected.iter().zip(mixture.taken()) {
+            // Even choices keep each pool within about a row of its share.
+            assert!(expected.rows.abs_diff(taken.rows) <= 2, "{expected:?} {taken:?}");
+            assert!((expected.epochs - taken.epochs).abs() < 2.0 / 7.0, "{expected:?} {taken:?}");
+            assert_eq!(taken.targets, taken.rows * 5);
+            assert_eq!(expected.targets.abs_diff(expected.rows * 5) / 5, 0);
+        }
+    }
+    // When everything has run out there is nothing more to expect.
+    let mut settings = mixture(Weights::Fixed(vec![1.0, 1.0, 1.0]), Choice::Even);
+    settings.readings.iter_mut().for_each(|reading| reading.max_epochs = Some(2));
+    let mixture = Mixture::new(world.pools(5), settings, Streams::new(3)).expect("sound");
+    assert_eq!(mixture.expected(1000).iter().map(|taken| taken.rows).collect::<Vec<_>>(), [80, 30, 14]);
+    // Before any evaluation losses count as 1: shares by the graph's row sums.
+    let settings = super::tests::mixture(graph(), Choice::Even);
+    let mut mixture = Mixture::new(world.pools(5), settings, Streams::new(3)).expect("sound");
+    let shares = mixture.next_weights(&Progress { step: 0, total_steps: 10 });
+    for (expected, share) in mixture.expected(10).iter().zip(shares) {
+        assert_eq!(expected.rows, (60.0 * share).round() as u64);
+    }
+}
+
+#[test]
 fn a_pool_that_is_used_up_leaves_its_share_to_the_others_and_the_end_is_an_end() {
     let world = three();
     let once = Reading { order: ReadOrder::Shuffled, max_epochs: Some(1) };

@@ -247,6 +247,7 @@ fn measure(lab: &Lab<'_>) -> Result<Outcome, MethodError> {
     let mut outcome = Outcome::default();
     for cost in costs.costs() {
         outcome.values.insert(format!("ms per step of length {:>4}", cost.shape.len), 1e3 * cost.seconds);
+        outcome.values.insert(format!("tokens/s at length {:>4}", cost.shape.len), STEP as f64 / cost.seconds);
     }
     outcome.values.insert("predicted / measured".into(), predicted / measured);
     // Documents that all fill the longest rows: nothing to gain.

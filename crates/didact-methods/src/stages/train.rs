@@ -246,6 +246,9 @@ impl TrainStage {
         let mut decoder = self.decoder(context)?;
         let trainer = Trainer::new(&mut decoder, built.curriculum, measured, &built.train, Session::from(context));
         let outcome = trainer.with_hook(Divergence::default()).run()?;
+        if let Reading::Length(_) = &mixed.reading {
+            self.meter.by_length(&outcome.tokens_per_s_by_length);
+        }
         write_json(&context.work_dir.join(NOTES), &built.notes)?;
         let losses = |evaluation: &Evaluation| -> BTreeMap<String, f64> {
             evaluation.sets.iter().map(|(name, loss)| (name.clone(), loss.mean_of_examples)).collect()

@@ -159,7 +159,7 @@ impl Work {
                 let mut ids = Vec::with_capacity(requests.len());
                 for (request, asked) in requests.into_iter().enumerate() {
                     if let (Some(alternatives), Prompt::Ids(ids)) = (reads, &asked.prompt) {
-                        match self.model.read(ids, alternatives, asked.sampling.adapter.as_deref()) {
+                        match self.scheduler.read(ids, alternatives, asked.sampling.adapter.as_deref()) {
                             Ok(reading) => {
                                 let _ = updates.send(Update::Read { request, reading });
                             }
