@@ -636,6 +636,7 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
         | Settings::Sft(_)
         | Settings::Dpo(_)
         | Settings::ContinuePretrainingText(_)
+        | Settings::Itertl(_)
         | Settings::Hyperfitting(_) => {}
     }
     Ok(())
