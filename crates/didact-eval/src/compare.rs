@@ -192,7 +192,7 @@ pub fn compare(a: &Side, b: &Side, streams: &Streams) -> Result<Vec<Comparison>,
         if pairs.is_empty() {
             return Err(EvalError::Incomparable(format!("task {}: no document was asked of both", one.task)));
         }
-        out.push(comparison(one, &pairs, streams));
+        out.push(comparison(one, &pairs, *streams));
     }
     if out.is_empty() {
         return Err(EvalError::Incomparable(format!(
@@ -203,7 +203,7 @@ pub fn compare(a: &Side, b: &Side, streams: &Streams) -> Result<Vec<Comparison>,
     Ok(out)
 }
 
-fn comparison(series: &Series, pairs: &[(&Measured, &Measured)], streams: &Streams) -> Comparison {
+fn comparison(series: &Series, pairs: &[(&Measured, &Measured)], streams: Streams) -> Comparison {
     let both = |indices: &[usize]| {
         let side = |second: bool| {
             let values: Vec<&Measured> =
@@ -220,7 +220,7 @@ fn comparison(series: &Series, pairs: &[(&Measured, &Measured)], streams: &Strea
     let items: Vec<(f64, f64)> = pairs.iter().map(|(a, b)| (size(a), size(b))).collect();
     let all: Vec<usize> = (0..pairs.len()).collect();
     let (a, b) = both(&all);
-    let Paired { difference, interval, better_worse, mcnemar } = paired_of(&items, both, streams);
+    let Paired { difference, interval, better_worse, mcnemar } = paired_of(&items, both, &streams);
     // A log-likelihood is better when it is higher, though its perplexity then is lower.
     let is_likelihood = series.aggregation != Aggregation::Mean;
     let [up, down] = better_worse;

@@ -21,7 +21,7 @@ pub enum EvalError {
         /// The task.
         task: String,
         /// The cause.
-        source: ReadError,
+        source: Box<ReadError>,
     },
     /// A row of a task's data cannot be read.
     #[error("task {task}: {source}")]
@@ -29,7 +29,7 @@ pub enum EvalError {
         /// The task.
         task: String,
         /// The cause.
-        source: RowError,
+        source: Box<RowError>,
     },
     /// A task file says something that cannot be.
     #[error("{}: {message}", path.display())]
@@ -94,7 +94,7 @@ pub enum EvalError {
     },
     /// Training text cannot be read.
     #[error(transparent)]
-    Training(#[from] DataError),
+    Training(Box<DataError>),
     /// The model cannot be asked any more.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -104,6 +104,12 @@ pub enum EvalError {
     /// The user stopped it; what was answered is in the cache.
     #[error("stopped")]
     Stopped,
+}
+
+impl From<DataError> for EvalError {
+    fn from(error: DataError) -> Self {
+        Self::Training(Box::new(error))
+    }
 }
 
 impl Classify for EvalError {

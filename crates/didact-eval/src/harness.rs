@@ -8,7 +8,7 @@ use crate::error::EvalError;
 use crate::measure::{ChoiceScores, Measured, Metric, Response, aggregate, error};
 use crate::python;
 use crate::task::prompt::{Asked, Draw, PromptOptions};
-use crate::task::{Document, OutputType, Target, Task};
+use crate::task::{Document, OutputType, Paths, Target, Task};
 use didact_core::cancel::Cancel;
 use didact_core::generate::{Generator, Prompt, Request, RequestError, Sampling, TokenLogProbs};
 use didact_core::message::{Message, Role};
@@ -286,7 +286,7 @@ fn sampling(task: &Task, doc: usize, options: &EvalOptions) -> Result<Sampling, 
         let message = "`repeats` of a greedy answer are the same: set `generation_kwargs.do_sample`".to_owned();
         return Err(EvalError::Task { task: task.name().to_owned(), message });
     }
-    let until = arguments.until.clone().map_or_else(|| vec![file.fewshot_delimiter.clone()], |paths| paths.into_vec());
+    let until = arguments.until.clone().map_or_else(|| vec![file.fewshot_delimiter.clone()], Paths::into_vec);
     Ok(Sampling {
         temperature: if is_sampled { arguments.temperature.unwrap_or(1.0) } else { 0.0 },
         top_p: arguments.top_p.filter(|_| is_sampled),
@@ -388,7 +388,7 @@ impl Asking<'_> {
                     Err(error) => _ = failed.entry(place.0).or_insert(error),
                 }
                 let done = replies.len() + failed.len();
-                if done % 16 == 0 || done == total {
+                if done.is_multiple_of(16) || done == total {
                     reporter.count("eval", what, done as u64, Some(total as u64));
                 }
             })?;
@@ -463,7 +463,7 @@ fn measure(
                 };
                 (Response::Answers(filtered), target)
             } else {
-                let scores = unit.replies.iter().filter_map(reply_json);
+                let scores = unit.replies.iter().filter_map(|reply| reply_json(reply.as_ref()));
                 sample.filtered[number] = scores.collect();
                 (response.clone(), question.target.clone())
             };
@@ -489,7 +489,7 @@ fn measure(
         }
         sample.responses = match &response {
             Response::Answers(answers) => vec![answers.iter().map(|answer| json!(answer)).collect()],
-            _ => unit.replies.iter().filter_map(|reply| Some(vec![reply_json(reply)?])).collect(),
+            _ => unit.replies.iter().filter_map(|reply| Some(vec![reply_json(reply.as_ref())?])).collect(),
         };
         samples.push(sample);
     }
@@ -559,7 +559,7 @@ fn response(task: &Task, unit: &Unit) -> Result<Response, EvalError> {
     })
 }
 
-fn reply_json(reply: &Option<Reply>) -> Option<Value> {
+fn reply_json(reply: Option<&Reply>) -> Option<Value> {
     match reply {
         Some(Reply::Score { log_likelihood, is_greedy, .. }) => Some(json!([log_likelihood, is_greedy])),
         Some(Reply::Answers(answers)) => Some(json!(answers)),

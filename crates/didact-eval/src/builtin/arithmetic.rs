@@ -26,7 +26,7 @@ pub(super) enum Kind {
 }
 
 /// `count` different questions.
-pub(super) fn documents(kind: Kind, count: usize, streams: &Streams) -> Vec<Document> {
+pub(super) fn documents(kind: Kind, count: usize, streams: Streams) -> Vec<Document> {
     let mut rng = streams.rng("arithmetic", &[]);
     let mut seen = BTreeSet::new();
     let mut documents = Vec::with_capacity(count);
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn answers_are_right_and_questions_differ() {
         for kind in [Kind::Sum(2), Kind::Difference(5), Kind::Product(2), Kind::Composite] {
-            let documents = documents(kind, 2000, &Streams::new(1));
+            let documents = documents(kind, 2000, Streams::new(1));
             let mut seen = BTreeSet::new();
             for document in &documents {
                 let context = document["context"].as_str().expect("text");

@@ -104,13 +104,13 @@ impl Builtin {
         match self.source {
             Source::Arithmetic(kind) => {
                 let sets = (
-                    arithmetic::documents(kind, 2000, &streams),
-                    arithmetic::documents(kind, 200, &streams.child("train", &[])),
+                    arithmetic::documents(kind, 2000, streams),
+                    arithmetic::documents(kind, 200, streams.child("train", &[])),
                 );
                 self.made(arithmetic::TASK, sets)
             }
-            Source::Scramble(kind) => self.made(scramble::TASK, scramble::documents(kind, &streams)),
-            Source::Novel => Ok(self.made(novel::TASK, novel::documents(&streams))?.with_verifier(novel::verifier())),
+            Source::Scramble(kind) => self.made(scramble::TASK, scramble::documents(kind, streams)),
+            Source::Novel => Ok(self.made(novel::TASK, novel::documents(streams))?.with_verifier(novel::verifier())),
             Source::File(text) => Task::load(parsed(text, self.name), Path::new("")),
         }
     }
@@ -127,7 +127,7 @@ impl Builtin {
 /// A task file that comes with the program, under a name.
 fn parsed(toml: &str, name: &str) -> TaskFile {
     let mut file = TaskFile::from_toml(toml).expect("the task files that come with the program are tested");
-    file.task = name.to_owned();
+    name.clone_into(&mut file.task);
     file
 }
 

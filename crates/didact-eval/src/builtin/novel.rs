@@ -93,7 +93,7 @@ fn word(rng: &mut impl Rng) -> String {
 }
 
 /// Questions, and solved ones for examples.
-pub(super) fn documents(streams: &Streams) -> (Vec<Document>, Vec<Document>) {
+pub(super) fn documents(streams: Streams) -> (Vec<Document>, Vec<Document>) {
     let mut rng = streams.rng("novel words", &[]);
     let known: BTreeSet<&str> = bip39::Language::English.word_list().iter().copied().collect();
     let mut seen = BTreeSet::new();
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_examples_define_their_words_and_use_them() {
-        let (asked, examples) = documents(&Streams::new(1));
+        let (asked, examples) = documents(Streams::new(1));
         assert_eq!((asked.len(), examples.len()), (ASKED, EXAMPLES));
         for document in asked.iter().chain(&examples) {
             let text = |key: &str| document[key].as_str().expect("text");

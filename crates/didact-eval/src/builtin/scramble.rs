@@ -67,7 +67,7 @@ impl Kind {
 }
 
 /// Questions, and solved ones for examples.
-pub(super) fn documents(kind: Kind, streams: &Streams) -> (Vec<Document>, Vec<Document>) {
+pub(super) fn documents(kind: Kind, streams: Streams) -> (Vec<Document>, Vec<Document>) {
     let mut rng = streams.rng("scramble", &[]);
     let mut words = words();
     words.shuffle(&mut rng);
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn pairs(kind: Kind) -> Vec<(String, String)> {
-        let (asked, _) = documents(kind, &Streams::new(3));
+        let (asked, _) = documents(kind, Streams::new(3));
         let text = |document: &Document, key: &str| document[key].as_str().expect("text").to_owned();
         asked.iter().map(|document| (text(document, "scrambled"), text(document, "word"))).collect()
     }
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn examples_are_not_asked() {
-        let (asked, examples) = documents(Kind::Cycle, &Streams::new(3));
+        let (asked, examples) = documents(Kind::Cycle, Streams::new(3));
         assert_eq!(examples.len(), EXAMPLES);
         assert!(asked.len() > 500, "{}", asked.len());
         assert!(examples.iter().all(|example| asked.iter().all(|document| document["word"] != example["word"])));

@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn toml_and_the_harness_yaml_say_the_same() {
-        let toml = r##"
+        let toml = r#"
             task = "sums"
             dataset_path = "json"
             dataset_kwargs = { data_files = { test = "sums.jsonl" } }
@@ -428,7 +428,7 @@ mod tests {
             metric_list = [{ metric = "exact_match", aggregation = "mean", ignore_case = true }]
             filter_list = [{ name = "number", filter = [{ function = "regex", regex_pattern = "(-?[0-9]+)", group_select = -1 }, { function = "take_first" }] }]
             metadata = { version = 1.0 }
-        "##;
+        "#;
         let yaml = r#"
 task: sums
 dataset_path: json

@@ -71,9 +71,12 @@ fn read(file: &TaskFile, split: &str, base: &Path) -> Result<Vec<Document>, Eval
             return Err(EvalError::NoData { task: file.task.clone(), file: path.display().to_string(), reason });
         }
         let source = SourceConfig::new(path.to_string_lossy());
-        let rows = reader::raw_rows(&source).map_err(|source| EvalError::Data { task: file.task.clone(), source })?;
+        let rows = reader::raw_rows(&source)
+            .map_err(|source| EvalError::Data { task: file.task.clone(), source: Box::new(source) })?;
         for row in rows {
-            documents.push(row.map_err(|source| EvalError::Row { task: file.task.clone(), source })?.object);
+            documents.push(
+                row.map_err(|source| EvalError::Row { task: file.task.clone(), source: Box::new(source) })?.object,
+            );
         }
     }
     Ok(documents)

@@ -202,14 +202,12 @@ impl Task {
 
     /// The text of a document that is looked for in training text.
     pub(crate) fn query(&self, document: &Document) -> Result<String, String> {
-        match &self.query {
-            Some(query) => text_of(query.value(document)?, "doc_to_decontamination_query"),
-            None => {
-                let question = self.question(document)?;
-                let text = question.texts.first().map_or("", String::as_str);
-                Ok(format!("{text}{}{}", self.file.target_delimiter, question.answer()))
-            }
+        if let Some(query) = &self.query {
+            return text_of(query.value(document)?, "doc_to_decontamination_query");
         }
+        let question = self.question(document)?;
+        let text = question.texts.first().map_or("", String::as_str);
+        Ok(format!("{text}{}{}", self.file.target_delimiter, question.answer()))
     }
 
     /// The target as the document has it, for the log.
