@@ -24,7 +24,7 @@
 //! generator, and know a floor that no model's loss can pass; a check holds losses against it.
 //!
 //! One peak learning rate for all arms, as in the paper, was chosen on seed 101, which is not reported, for the losses of
-//! `d0` (on the old language) and `union` (mean), the arms that learn from the beginning. With [`PEAK`] changed in the source,
+//! `d0` (on the old language) and `union` (mean), the arms that learn from the beginning. With `PEAK` changed in the source,
 //! `didact reproduce continual-pretraining --seeds 101` gave
 //!
 //! | peak | `d0` | `union` | `const-min` | `rewarm` | `replay-25` |
