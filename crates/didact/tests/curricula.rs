@@ -257,7 +257,8 @@ fn a_source_that_is_read_too_often_is_named() {
     world.write("few.jsonl", &rows(3, 0));
     let few = "{ path = 'few.jsonl', held_out = 0.0 }";
     let warnings = |recipe: &str, sets: &[&str]| -> Vec<String> {
-        let sets = [sets, &["train.max_steps=12", "train.packing=none", "train.warmup_steps=1"]].concat();
+        let warm_up = if recipe == "mixture" { "train.warmup_steps=1" } else { "train.warmup_ratio=0.1" };
+        let sets = [sets, &["train.max_steps=12", "train.packing=none", warm_up]].concat();
         let report = world.json(&run(recipe, &format!("{recipe}-{}", sets.concat().len()), &sets), 0);
         let warnings = report["curriculum"]["warnings"].as_array().unwrap();
         warnings.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
