@@ -33,6 +33,17 @@ impl Sequence {
         Self { ids, weight, segment }
     }
 
+    /// Several sequences of one segment each as one, in which they are segments that see nothing of each other.
+    pub fn joined(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Self::default();
+        for (number, part) in (0..).zip(parts) {
+            all.segment.extend(std::iter::repeat_n(number, part.len()));
+            all.ids.extend(part.ids);
+            all.weight.extend(part.weight);
+        }
+        all
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -68,6 +79,14 @@ mod tests {
         let s = Sequence::single(vec![5, 6, 7], vec![1.0, 1.0, 2.0]);
         assert_eq!(s.weight, [0.0, 1.0, 2.0]);
         assert_eq!(s.total_weight(), 3.0);
+    }
+
+    #[test]
+    fn joined_sequences_are_segments() {
+        let part = |ids: &[u32]| Sequence::single(ids.to_vec(), vec![1.0; ids.len()]);
+        let joined = Sequence::joined([part(&[1, 2]), part(&[3, 4, 5])]);
+        assert_eq!((joined.ids, joined.weight), (vec![1, 2, 3, 4, 5], vec![0.0, 1.0, 0.0, 1.0, 1.0]));
+        assert_eq!(joined.segment, [0, 0, 1, 1, 1]);
     }
 
     #[test]

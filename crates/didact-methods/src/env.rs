@@ -4,6 +4,7 @@ use didact_core::cancel::Cancel;
 use didact_core::fault::Classify;
 use didact_core::progress::Reporter;
 use didact_model::DeviceName;
+use didact_verify::sandbox::{Sandbox, SandboxError};
 use std::path::PathBuf;
 
 /// The program and machine around a run.
@@ -19,6 +20,8 @@ pub struct Env<'a> {
     pub resolve_model: &'a (dyn Fn(&str) -> Result<PathBuf, Box<dyn Classify>> + Sync),
     /// Bytes that this process may still use; `None` when unknown.
     pub free_memory: &'a (dyn Fn() -> Option<u64> + Sync),
+    /// Finds what holds the programs that verifiers run on answers.
+    pub sandbox: &'a (dyn Fn() -> Result<Sandbox, SandboxError> + Sync),
     /// Largest resident set of this process so far, in bytes; `None` when unknown.
     pub peak_memory: &'a (dyn Fn() -> Option<u64> + Sync),
 }

@@ -154,6 +154,35 @@ pub enum MethodError {
         /// Tokens of the longest document, as far as it was looked at.
         longest: usize,
     },
+    /// A task that cannot be used.
+    #[error("{place}: {message}")]
+    Task {
+        /// Where it stands.
+        place: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Too few tasks to learn from some and measure on others.
+    #[error(
+        "the tasks of `{path}` are too few: {train} to learn from and {held_out} to measure on; two of each are needed"
+    )]
+    TooFewTasks {
+        /// The file.
+        path: String,
+        /// To learn from.
+        train: usize,
+        /// To measure on.
+        held_out: usize,
+    },
+    /// Tasks of VerilogEval.
+    #[error(transparent)]
+    Verilog(#[from] didact_verify::verilog::TaskError),
+    /// Nothing can be run safely, or a program to run is missing.
+    #[error(transparent)]
+    Sandbox(#[from] didact_verify::sandbox::SandboxError),
+    /// A verifier that is broken; never an answer that is wrong.
+    #[error(transparent)]
+    Verify(#[from] didact_core::verdict::VerifyError),
     /// Named sources that do not fit each other, the recipe or the model.
     #[error("{reason}")]
     Sources {
@@ -220,13 +249,17 @@ impl Classify for MethodError {
             Self::Infer(e) => e.fault(),
             Self::Eval(e) => e.fault(),
             Self::File(e) => e.fault(),
-            Self::Generate(_) | Self::Artifact { .. } => Fault::Running,
+            Self::Verilog(e) => e.fault(),
+            Self::Sandbox(e) => e.fault(),
+            Self::Generate(_) | Self::Verify(_) | Self::Artifact { .. } => Fault::Running,
             Self::Context { .. }
             | Self::Memory { .. }
             | Self::Request { .. }
             | Self::TooFewRows { .. }
             | Self::TooFewSnippets { .. }
             | Self::Sources { .. }
+            | Self::Task { .. }
+            | Self::TooFewTasks { .. }
             | Self::WrongSchema { .. }
             | Self::Pairs { .. } => Fault::Input,
         }
@@ -263,8 +296,15 @@ impl Classify for MethodError {
             Self::WrongSchema { .. } => Some("use the recipe `sft` for chats and prompt/completion pairs".into()),
             Self::Pairs { .. } => Some("use the recipe `dpo` for pairs".into()),
             Self::Context { context, .. } => Some(format!("set `train.max_seq_len={context}` or less")),
+            Self::Verilog(e) => e.hint(),
+            Self::Sandbox(e) => e.hint(),
+            Self::Task { .. } => Some("docs/rounds.md says what a task is".into()),
+            Self::TooFewTasks { .. } => {
+                Some("give more tasks, or others to measure on with `tasks.held_out_path`".into())
+            }
             Self::World(_)
             | Self::Sources { .. }
+            | Self::Verify(_)
             | Self::Generate(_)
             | Self::Request { .. }
             | Self::Artifact { .. } => None,

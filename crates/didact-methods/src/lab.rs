@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use didact_core::files;
+use didact_core::generate::{FinishReason, Generator, Prompt, Request, Sampling};
 use didact_core::seed::Streams;
 use didact_core::sequence::Sequence;
 use didact_data::batch::{Batch, TrainingSet};
@@ -16,8 +17,8 @@ use didact_kernels::Precision;
 use didact_model::export::save_model;
 use didact_model::{Checkpoint, Decoder, Dtype, ModelConfig};
 use didact_train::{
-    CheckpointStore, EvalLoss, Hook, HookResult, Measured, Session, Source, StepPlan, TokenScore, TrainConfig,
-    TrainOutcome, Trainer, evaluate_loss, evaluate_tokens,
+    CheckpointStore, EvalLoss, Hook, HookResult, Measured, Objective, Session, Source, StepPlan, TokenScore,
+    TrainConfig, TrainOutcome, Trainer, evaluate_loss, evaluate_tokens,
 };
 use serde_json::{Value, json};
 
@@ -137,6 +138,42 @@ pub fn generator(weights: EngineWeights, rule: Option<Arc<dyn ScoreRule>>) -> Re
     Ok(LocalGenerator::with_model(Arc::new(model), options)?)
 }
 
+/// The answers of a model to prompts of token ids, each with its tokens and whether it ended by itself; `sampling` by the
+/// prompt's place.
+///
+/// # Errors
+/// When a prompt cannot be continued; `set` names them in the message. [`MethodError::Stopped`] when cancelled.
+pub fn answers(
+    lab: &Lab<'_>,
+    generator: &LocalGenerator,
+    set: &str,
+    prompts: &[Vec<u32>],
+    sampling: impl Fn(usize) -> Sampling,
+) -> Result<Vec<(Vec<u32>, bool)>, MethodError> {
+    let requests: Vec<Request> = prompts
+        .iter()
+        .enumerate()
+        .map(|(number, ids)| Request { prompt: Prompt::Ids(ids.clone()), sampling: sampling(number) })
+        .collect();
+    let cancel = &lab.context().cancel;
+    let mut found = Vec::with_capacity(requests.len());
+    for (number, answer) in generator.generate_all(&requests, cancel)?.into_iter().enumerate() {
+        let Some(answer) = answer.filter(|_| !cancel.is_cancelled()) else { return Err(stopped(lab)) };
+        let completion =
+            answer.map_err(|source| MethodError::Request { set: set.to_owned(), index: number + 1, source })?;
+        let first = completion.answers.into_iter().next();
+        found.push(first.map(|answer| (answer.ids, answer.finish_reason == FinishReason::Stop)).unwrap_or_default());
+    }
+    Ok(found)
+}
+
+/// One answer after a prompt, trained on the answer and the token that ends it.
+pub fn answered(prompt: &[u32], answer: &[u32], end: u32) -> Sequence {
+    let ids = [prompt, answer, &[end]].concat();
+    let weight = (0..ids.len()).map(|at| if at < prompt.len() { 0.0 } else { 1.0 }).collect();
+    Sequence::single(ids, weight)
+}
+
 /// A training inside an arm.
 pub struct Training<'a> {
     /// Its name, unique within the arm: part of its metrics' stage and of its checkpoints' directory.
@@ -156,6 +193,19 @@ pub struct Training<'a> {
 /// # Errors
 /// As [`Trainer::run`].
 pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Result<TrainOutcome, MethodError> {
+    train_for(lab, decoder, training, Objective::NextToken)
+}
+
+/// The same, minimising something else than the loss of next tokens.
+///
+/// # Errors
+/// As [`Trainer::run`].
+pub fn train_for<'a>(
+    lab: &'a Lab<'_>,
+    decoder: &'a mut Decoder,
+    training: Training<'a>,
+    objective: Objective<'a>,
+) -> Result<TrainOutcome, MethodError> {
     let Training { name, source, measured, config, without_borders } = training;
     let context = lab.context();
     let dir = lab.dir().join(format!("{name}.train"));
@@ -167,7 +217,7 @@ pub fn train(lab: &Lab<'_>, decoder: &mut Decoder, training: Training<'_>) -> Re
         streams: lab.streams().child("training", &[]),
         ..Session::from(context)
     };
-    let trainer = Trainer::new(decoder, source, measured, config, session);
+    let trainer = Trainer::new(decoder, source, measured, config, session).with_objective(objective);
     let trainer = if without_borders { trainer.with_hook(WithoutBorders) } else { trainer };
     Ok(trainer.run()?)
 }

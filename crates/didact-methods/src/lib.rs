@@ -4,6 +4,8 @@
 //! artifacts of earlier ones and writes one of its own; [`plan()`] says what would be done, [`run()`] does it and ends with
 //! a [`RunReport`]. The stages of a recipe are put together in [`pipeline`].
 //!
+//! [`rounds`] is what methods share in which a model learns from its own answers.
+//!
 //! [`toolworld`] makes requests and tool calls from a seed; recipes that teach or test tool use share it.
 #![forbid(unsafe_code)]
 
@@ -19,9 +21,11 @@ mod model_source;
 pub mod pipeline;
 mod plan;
 pub mod recipe;
+pub mod refine;
 pub mod registry;
 mod report;
 pub mod reproduce;
+pub mod rounds;
 mod run;
 pub mod skills;
 pub mod stages;

@@ -6,12 +6,14 @@ use crate::meter::Meter;
 use crate::mixed::{DATA, Mixed, Reading, SourceSpec};
 use crate::model_source::ModelHandle;
 use crate::recipe::{
-    Common, DataRecipeSettings, DataSettings, HyperfitTable, HyperfittingSettings, QuickstartSettings, Recipe,
-    Settings, SourcesTable,
+    Common, DataRecipeSettings, DataSettings, HyperfitTable, HyperfittingSettings, ItertlSettings, QuickstartSettings,
+    Recipe, RoundsTable, Settings, SourcesTable, TasksTable, VerifyTable,
 };
+use crate::rounds::checker::Checker;
+use crate::rounds::stages::{Lessons, RoundPlan};
 use crate::stages::diversity::DiversityStage;
 use crate::stages::evaluate::{AFTER, BEFORE, EvaluateStage, Requests};
-use crate::stages::export::ExportStage;
+use crate::stages::export::{ExportStage, Exported};
 use crate::stages::graph::GraphStage;
 use crate::stages::prepare::{PrepareStage, RowSource};
 use crate::stages::rows::Rows;
@@ -19,7 +21,7 @@ use crate::stages::sources::SourcesStage;
 use crate::stages::tasks::AskedTasks;
 use crate::stages::toolworld::ToolworldStage;
 use crate::stages::train::TrainStage;
-use didact_core::hash::{Hasher, hash_file, hash_json};
+use didact_core::hash::{Hasher, hash_dir, hash_file, hash_json};
 use didact_core::run::{Environment, FORMAT, RunIdentity};
 use didact_core::seed::Streams;
 use didact_core::stage::Stage;
@@ -52,6 +54,8 @@ pub enum Preparation {
     Rows(Box<PrepareStage>),
     /// Named sources become corpora.
     Sources(Box<SourcesStage>),
+    /// Tasks are asked in rounds.
+    Rounds(Arc<RoundPlan>),
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -111,6 +115,10 @@ impl Pipeline {
             Settings::SkillIt(settings) => {
                 let sources = vec![SourceSpec::new(DATA, settings.data.clone())];
                 mixed_recipe(parts, recipe.method(), sources, Reading::Skills(settings.skills.clone()))
+            }
+            Settings::Itertl(settings) => {
+                let ItertlSettings { tasks, verify, rounds, itertl, data, .. } = settings.as_ref();
+                rounds_recipe(parts, env, (tasks, verify, rounds, data), Lessons::Itertl(itertl.clone()))
             }
             Settings::Mixture(settings) => {
                 let sources = settings.sources.iter().map(|(name, source)| SourceSpec::new(name, source.data()));
@@ -190,7 +198,11 @@ impl Parts<'_> {
     }
 
     fn export(&self) -> Box<dyn Stage> {
-        Box::new(ExportStage { model: self.model.clone(), settings: self.common.export.clone() })
+        self.export_of(Exported::Trained)
+    }
+
+    fn export_of(&self, exported: Exported) -> Box<dyn Stage> {
+        Box::new(ExportStage { model: self.model.clone(), exported, settings: self.common.export.clone() })
     }
 
     fn prepare(&self, source: RowSource) -> PrepareStage {
@@ -253,6 +265,48 @@ fn mixed_recipe(
     }
     stages.extend([parts.train(Some(&mixed)), parts.export(), parts.evaluate(AFTER, Requests::Rows, Some(&mixed))]);
     let prepare = Preparation::Sources(Box::new(prepare));
+    Ok(Pipeline { model: parts.model, prepare, toolworld: None, stages, meter: parts.meter, inputs })
+}
+
+/// Read tasks; measure; in each round ask, judge, choose, train and measure; keep the best.
+fn rounds_recipe(
+    parts: Parts<'_>,
+    env: &Env<'_>,
+    (tasks, verify, rounds, data): (&TasksTable, &VerifyTable, &RoundsTable, &DataSettings),
+    lessons: Lessons,
+) -> Result<Pipeline, MethodError> {
+    let mut digests = BTreeMap::new();
+    for path in [&tasks.path, &tasks.held_out_path].into_iter().flatten() {
+        let file = Path::new(path);
+        let digest = if file.is_dir() { hash_dir(file, |_| false)? } else { hash_file(file)? };
+        digests.insert(path.clone(), digest.to_string());
+    }
+    let streams = Streams::new(parts.common.seed);
+    if rounds.mix > 0.0 {
+        digests.extend(Rows::new(data, None, streams).digests()?);
+    }
+    let checker = Checker::new(verify, env)?;
+    let mut inputs = parts.inputs();
+    inputs.extend(digests.iter().map(|(path, digest)| (path.clone(), digest.clone())));
+    if let Some(described) = &checker.described {
+        inputs.insert("checker".to_owned(), described.clone());
+    }
+    let plan = Arc::new(RoundPlan {
+        model: parts.model.clone(),
+        tasks: tasks.clone(),
+        checker,
+        rounds: rounds.clone(),
+        lessons,
+        data: data.clone(),
+        digests,
+        train: parts.common.train.clone(),
+        generate: parts.common.generate.clone(),
+        meter: Arc::clone(&parts.meter),
+        streams: streams.child("rounds", &[]),
+    });
+    let mut stages = plan.stages();
+    stages.push(parts.export_of(Exported::BestRound(rounds.count)));
+    let prepare = Preparation::Rounds(plan);
     Ok(Pipeline { model: parts.model, prepare, toolworld: None, stages, meter: parts.meter, inputs })
 }
 

@@ -5,6 +5,7 @@ use crate::error::{MethodError, gigabytes};
 use crate::meter::Readings;
 use crate::pipeline::{Pipeline, Preparation};
 use crate::recipe::Recipe;
+use crate::rounds::stages::RoundPlan;
 use crate::stages::sources::SourcesStage;
 use crate::stages::{prepare, toolworld, train};
 use didact_core::cancel::Cancel;
@@ -157,6 +158,7 @@ pub fn plan(recipe: &Recipe, options: &RunOptions<'_>) -> Result<Plan, MethodErr
             }
         }
         Preparation::Sources(stage) => look_at_sources(&pipeline, recipe, stage, scratch.path(), cancel)?,
+        Preparation::Rounds(plan) => look_at_rounds(&pipeline, recipe, plan, scratch.path())?,
     };
     pipeline.meter.check_running(config, crate::stages::evaluate::STREAMS, longest)?;
     let Readings { predicted_memory_bytes, .. } = pipeline.meter.readings();
@@ -188,6 +190,42 @@ struct Look {
     /// Seconds of training, and per token of it.
     train_s: f64,
     per_token: f64,
+}
+
+/// Reads the tasks and times the first steps of a round's training. What the model will answer is not known: the tasks' own
+/// answers, or their prompts, stand in for it.
+fn look_at_rounds(pipeline: &Pipeline, recipe: &Recipe, plan: &RoundPlan, scratch: &Path) -> Result<Look, MethodError> {
+    let common = recipe.typed().common();
+    let tasks = plan.read_tasks()?;
+    let (set, groups) = plan.stand_ins(&tasks, scratch)?;
+    pipeline
+        .meter
+        .check_training(pipeline.model.config(), &train::shape(common.train, &set, pipeline.model.precision()))?;
+    let (train_s, per_token) = calibrate(pipeline, recipe, &set)?;
+    let steps = common.train.total_steps(groups.div_ceil(common.train.batch_size) as u64);
+    let all_steps = steps * plan.rounds.count;
+    let per_step = train_s / common.train.total_steps(set.batches_per_epoch()).max(1) as f64;
+    let notes = tasks.notes;
+    let rows = [
+        ("tasks to learn from", notes.train),
+        ("of these with an answer of their own", notes.with_answer),
+        ("tasks to measure on", notes.held_out),
+        ("tasks that repeat another one's prompt, left out", notes.duplicates),
+        ("answers sampled in a round, at most", groups * plan.rounds.samples),
+    ];
+    let table = Table {
+        title: "tasks".into(),
+        columns: vec![String::new(), String::new()],
+        rows: rows.map(|(name, count)| vec![name.to_owned(), count.to_string()]).to_vec(),
+    };
+    Ok(Look {
+        ledger: serde_json::to_value(notes).expect("plain data"),
+        tables: vec![table],
+        steps: all_steps,
+        tokens_per_epoch: set.sequences().tokens(),
+        train_s: per_step * all_steps as f64,
+        per_token,
+    })
 }
 
 /// Prepares named sources, builds their curriculum and times its first steps.

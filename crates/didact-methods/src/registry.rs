@@ -23,6 +23,8 @@ pub enum Method {
     FewShot,
     /// Several sources by weights, or easy rows first.
     Mixture,
+    /// Answers, sampled anew in every round and judged by a program, ranked.
+    Itertl,
 }
 
 /// A recipe that ships with the program.
@@ -98,6 +100,12 @@ const RECIPES: [NamedRecipe; 10] = [
         summary: "several sources by weights that stand still or follow a path, or one source with easy rows first",
         text: include_str!("../../../recipes/mixture.toml"),
         method: Method::Mixture,
+    },
+    NamedRecipe {
+        name: "itertl",
+        summary: "rounds: the model answers, a program judges (tests, a simulator, a checker), and it learns to rank its answers",
+        text: include_str!("../../../recipes/itertl.toml"),
+        method: Method::Itertl,
     },
 ];
 

@@ -6,6 +6,10 @@ use crate::meter::Readings;
 use crate::mixed::SOURCES;
 use crate::pipeline::Pipeline;
 use crate::recipe::Recipe;
+use crate::rounds;
+use crate::rounds::progress::Decision;
+use crate::rounds::report::RoundRow;
+use crate::rounds::stages::{DECISION, NOTES, Step};
 use crate::stages::diversity::{self, Ways};
 use crate::stages::evaluate::{self, Metrics, Shown};
 use crate::stages::train::{self, Outcome};
@@ -86,6 +90,9 @@ pub struct RunReport {
     /// What was measured along the way, with a curriculum.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses_by_step: Vec<StepLosses>,
+    /// What came of each round, with recipes that work in rounds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<RoundRow>,
     /// Continuations before and after, with the recipe `hyperfitting`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub diversity: Ways,
@@ -139,6 +146,7 @@ impl RunReport {
             training: read_json(&directories[train::NAME].join(train::OUTCOME))?,
             curriculum: optional(&directories[train::NAME].join(train::NOTES))?,
             losses_by_step: optional(&directories[train::NAME].join(train::LOSSES))?.unwrap_or_default(),
+            rounds: Vec::new(),
             diversity: match directories.get(diversity::NAME) {
                 Some(dir) => read_json(&dir.join(diversity::DIVERSITY))?,
                 None => Ways::new(),
@@ -147,6 +155,55 @@ impl RunReport {
                 Some(ledger) => ledger,
                 None => read_json(&directories[prepare::NAME].join(SOURCES))?,
             },
+            readings,
+            samples: samples.collect(),
+            model_dir: existing(export::MODEL),
+            adapter_dir: existing(export::ADAPTER),
+            trunk_dir: existing(export::TRUNK),
+            wall_s,
+        })
+    }
+
+    /// The same for recipes that work in rounds: what is measured is the best round's model, or the one that came if no
+    /// round was better.
+    pub(crate) fn of_rounds(
+        recipe: &Recipe,
+        run_dir: &Path,
+        outcomes: &[StageOutcome],
+        readings: Readings,
+        wall_s: f64,
+    ) -> Result<Self, MethodError> {
+        let directories: BTreeMap<&str, &Path> =
+            outcomes.iter().map(|o| (o.record.name.as_str(), o.directory.as_path())).collect();
+        let of = |step: Step| directories[step.name().as_str()];
+        let rounds = rounds::report::rows(run_dir)?;
+        let last = rounds.last().map_or(0, |row| row.round);
+        let decision: Decision = read_json(&of(Step::Evaluate(last)).join(DECISION))?;
+        let [before, after] = [0, decision.best].map(|round| of(Step::Evaluate(round)));
+        let shown = |dir: &Path| read_json::<Vec<Shown>>(&dir.join(evaluate::SAMPLES));
+        let samples = shown(before)?.into_iter().zip(shown(after)?).map(|(b, a)| SampleReport {
+            request: b.request,
+            expected: b.expected,
+            before: b.answer,
+            after: a.answer,
+        });
+        let trained = (1..=decision.best).rev().map(|round| of(Step::Train(round)).join(train::OUTCOME));
+        let training = trained.filter(|path| path.is_file()).map(|path| read_json(&path)).next().transpose()?;
+        let exported = directories[export::NAME];
+        let existing = |name: &str| Some(exported.join(name)).filter(|dir| dir.is_dir());
+        Ok(Self {
+            run_dir: run_dir.to_owned(),
+            recipe: recipe.method().to_owned(),
+            status: "done".into(),
+            stages: outcomes.iter().map(StageReport::from).collect(),
+            metrics_before: read_json(&before.join(evaluate::METRICS))?,
+            metrics_after: read_json(&after.join(evaluate::METRICS))?,
+            training: training.unwrap_or_default(),
+            curriculum: None,
+            losses_by_step: Vec::new(),
+            rounds,
+            diversity: Ways::new(),
+            ledger: read_json(&of(Step::Tasks).join(NOTES))?,
             readings,
             samples: samples.collect(),
             model_dir: existing(export::MODEL),
@@ -174,7 +231,12 @@ impl RunReport {
         if has("held_out_pairs/likelier_chosen") {
             tables.push(self.pairs());
         }
-        tables.push(self.losses());
+        if self.rounds.is_empty() {
+            tables.push(self.losses());
+        } else {
+            tables.push(rounds::report::table(&self.rounds));
+            tables.push(self.solved());
+        }
         if !self.diversity.is_empty() {
             tables.push(diversity::table(&self.diversity));
         }
@@ -190,6 +252,23 @@ impl RunReport {
 
     fn both(&self, name: &str, show: impl Fn(f64) -> String) -> [String; 2] {
         [&self.metrics_before, &self.metrics_after].map(|m| m.get(name).map_or_else(|| "-".to_owned(), |v| show(*v)))
+    }
+
+    /// What became of answers to held-out tasks, before and after.
+    fn solved(&self) -> Table {
+        let names: BTreeSet<&String> = self.metrics_before.keys().chain(self.metrics_after.keys()).collect();
+        let row = |name: &&String| {
+            // A category that nothing was counted in is absent.
+            let value = |metrics: &Metrics| metrics.get(*name).copied().unwrap_or_default();
+            let shown = [&self.metrics_before, &self.metrics_after].map(|metrics| percent_of(value(metrics)));
+            let label = name.rsplit('/').next().unwrap_or(name).replace("is_", "answers: ");
+            [vec![label], shown.to_vec()].concat()
+        };
+        Table {
+            title: "held-out tasks".into(),
+            columns: strings(["", "before", "after"]),
+            rows: names.iter().map(row).collect(),
+        }
     }
 
     /// How held-out pairs are ordered.

@@ -54,7 +54,13 @@ pub fn run(recipe: &Recipe, options: &RunOptions<'_>) -> Result<RunReport, Metho
         pipeline.meter.stage(&outcome.record.name, outcome.seconds);
     }
     let readings = pipeline.meter.save(&root)?;
-    let report = RunReport::collect(recipe, &root, &outcomes, readings, started.elapsed().as_secs_f64())?;
+    let wall_s = started.elapsed().as_secs_f64();
+    let report = match &pipeline.prepare {
+        Preparation::Rounds(_) => RunReport::of_rounds(recipe, &root, &outcomes, readings, wall_s)?,
+        Preparation::Rows(_) | Preparation::Sources(_) => {
+            RunReport::collect(recipe, &root, &outcomes, readings, wall_s)?
+        }
+    };
     run.finish(&serde_json::to_value(&report).expect("a report is plain data"))?;
     show(&report, *reporter);
     Ok(report)
@@ -71,6 +77,7 @@ fn show_ledger_again(run: &RunDir, pipeline: &Pipeline, reporter: &dyn Reporter)
         match &pipeline.prepare {
             Preparation::Rows(_) => prepare::Prepared::read(&dir)?.show(reporter),
             Preparation::Sources(_) => sources::show_again(&dir, reporter)?,
+            Preparation::Rounds(_) => {}
         }
     }
     Ok(())

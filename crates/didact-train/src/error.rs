@@ -112,6 +112,14 @@ pub enum TrainError {
     /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A group of answers that cannot be ranked.
+    #[error("group {sequence} (from 0): {source}")]
+    Ranking {
+        /// The number of its sequence.
+        sequence: u32,
+        /// Why.
+        source: crate::ranking::RankingError,
+    },
     /// A loss or gradient is NaN or infinite. Nothing was updated in that step.
     #[error(
         "the {what} is not finite in step {step}{}; rows: {}; {}",

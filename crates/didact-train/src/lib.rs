@@ -30,6 +30,7 @@ pub use error::{ConfigError, TrainError};
 pub use evaluate::{EvalLoss, TokenScore, evaluate_loss, evaluate_tokens};
 pub use hook::{Hook, HookResult, StepPlan, StepResult};
 pub use preference::{Objective, PairLogProb, PreferenceLoss, PreferenceTable, pair_log_probs};
+pub use ranking::{Combine, RankedGroup, Ranking};
 pub use schedule::LearningRate;
 pub use source::{Measured, Source};
 pub use timing::{StepTime, measure_steps, time_batch};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::evaluate::{Sum, input};
+use crate::ranking::{RankedGroup, Ranking};
 
 /// Which loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -212,6 +213,13 @@ pub enum Objective<'a> {
         /// What the reference says of each sequence of the set, by its number; not read by losses without one.
         reference: &'a [PairLogProb],
     },
+    /// The ranking loss over groups: each sequence has one segment for each answer of its group, in the same order.
+    Ranking {
+        /// The loss.
+        ranking: &'a Ranking,
+        /// The scores of each sequence's answers, by its number.
+        groups: &'a [RankedGroup],
+    },
 }
 
 /// What came of the pairs of some batches.
@@ -243,78 +251,123 @@ impl PairSum {
     }
 }
 
-/// Where the pairs of a batch lie, and what a model says of them.
-struct Pairs {
-    /// Number of the sequence, and its sums, in the order of rows and pieces.
-    found: Vec<(u32, PairLogProb)>,
+/// Where the answers of a batch lie, and what a model says of them. Every answer is a segment.
+struct Answers {
+    /// Number of each sequence, and the place of its first answer in `found`; in the order of rows and pieces.
+    sequences: Vec<(u32, usize)>,
+    found: Vec<AnswerLogProb>,
     /// First entry of each row in `found`.
     first: Vec<usize>,
 }
 
-impl Pairs {
-    fn new(batch: &Batch, result: &loss::LossSum) -> Self {
-        let (mut found, mut first) = (Vec::new(), Vec::new());
+impl Answers {
+    /// `answers` says how many a sequence has.
+    fn new(batch: &Batch, result: &loss::LossSum, answers: impl Fn(u32) -> usize) -> Self {
+        let (mut sequences, mut first, mut count) = (Vec::new(), Vec::new(), 0);
         for row in &batch.examples {
-            first.push(found.len());
-            found.extend(row.iter().map(|piece| (piece.sequence, PairLogProb::default())));
+            first.push(count);
+            for piece in row {
+                sequences.push((piece.sequence, count));
+                count += answers(piece.sequence);
+            }
         }
-        let mut pairs = Self { found, first };
+        let mut all = Self { sequences, found: vec![AnswerLogProb::default(); count], first };
         for (&at, &nll) in result.at.iter().zip(&result.per_token) {
-            let (pair, is_chosen) = pairs.place(batch, at as usize);
+            let answer = all.place(batch, at as usize);
             let weight = f64::from(batch.weight[at as usize]);
-            let pair = &mut pairs.found[pair].1;
-            let side = if is_chosen { &mut pair.chosen } else { &mut pair.rejected };
-            side.log_prob -= weight * f64::from(nll);
-            side.weight += weight;
+            let answer = &mut all.found[answer];
+            answer.log_prob -= weight * f64::from(nll);
+            answer.weight += weight;
         }
-        pairs
+        all
     }
 
-    /// Which pair a target belongs to, and to which of its answers. Every sequence of a row brings two segments.
-    fn place(&self, batch: &Batch, at: usize) -> (usize, bool) {
-        let segment = batch.segment[at] as usize;
-        (self.first[at / batch.len] + segment / 2, segment.is_multiple_of(2))
+    /// Which answer a target belongs to: segments are numbered along a row.
+    fn place(&self, batch: &Batch, at: usize) -> usize {
+        self.first[at / batch.len] + batch.segment[at] as usize
+    }
+
+    /// The answers of each sequence.
+    fn groups(&self) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> + '_ {
+        let ends = self.sequences.iter().skip(1).map(|(_, first)| *first).chain([self.found.len()]);
+        self.sequences.iter().zip(ends).map(|(&(sequence, first), end)| (sequence, first..end))
     }
 }
 
-/// A batch's preference loss as weights of a next-token pass.
+/// Answers of a sequence that holds a pair.
+const PAIR: usize = 2;
+
+fn pair_of(answers: &[AnswerLogProb]) -> PairLogProb {
+    match answers {
+        [chosen, rejected] => PairLogProb { chosen: *chosen, rejected: *rejected },
+        _ => PairLogProb::default(),
+    }
+}
+
+/// A batch's loss over answers as weights of a next-token pass.
 pub(crate) struct Weighed {
-    /// Weight of each target: minus the derivative of the pair's loss, times the token's own weight.
+    /// Weight of each target: minus the derivative of the loss by the answer's log-probability, times the token's own weight.
     pub(crate) weight: Vec<f32>,
-    /// What came of the pairs.
+    /// What came of the pairs or groups.
     pub(crate) sum: PairSum,
 }
 
-/// The first pass over a batch of pairs. Dropout, where there is any, is the same as in the pass that follows.
+/// The first pass over a batch of pairs or groups; `None` where the objective needs no such pass. Dropout, where there is
+/// any, is the same as in the pass that follows.
+///
+/// # Errors
+/// When a group cannot be ranked.
 pub(crate) fn weigh(
     decoder: &Decoder,
     input: &DecoderInput<'_>,
     batch: &Batch,
-    table: &PreferenceTable,
-    reference: &[PairLogProb],
+    objective: &Objective<'_>,
     mode: &ForwardMode,
-) -> (loss::LossSum, Weighed) {
+) -> Result<Option<(loss::LossSum, Weighed)>, TrainError> {
+    if matches!(objective, Objective::NextToken) {
+        return Ok(None);
+    }
     let first = loss::next_token(decoder, input, &batch.targets, &batch.weight, mode);
-    let pairs = Pairs::new(batch, &first);
+    let nothing = PairLogProb::default();
+    let answers = Answers::new(batch, &first, |sequence| match objective {
+        Objective::Ranking { groups, .. } => groups.get(sequence as usize).map_or(0, |group| group.scores.len()),
+        _ => PAIR,
+    });
     let mut sum = PairSum::default();
-    let losses: Vec<PairLoss> = pairs
-        .found
-        .iter()
-        .map(|(sequence, policy)| {
-            let nothing = PairLogProb::default();
-            let pair = table.of(policy, reference.get(*sequence as usize).unwrap_or(&nothing));
-            sum.add(&pair);
-            pair
-        })
-        .collect();
+    let mut slopes = vec![0.0; answers.found.len()];
+    for (sequence, range) in answers.groups() {
+        let found = &answers.found[range.clone()];
+        match objective {
+            Objective::NextToken => {}
+            Objective::Preference { table, reference } => {
+                let pair = table.of(&pair_of(found), reference.get(sequence as usize).unwrap_or(&nothing));
+                sum.add(&pair);
+                slopes[range].copy_from_slice(&[pair.d_chosen, pair.d_rejected]);
+            }
+            Objective::Ranking { ranking, groups } => {
+                let group = &groups[sequence as usize];
+                let means: Vec<f64> = found.iter().map(AnswerLogProb::mean).collect();
+                // What is not finite in the model's numbers is reported with the rows it came from.
+                if found.iter().any(|answer| !answer.log_prob.is_finite()) {
+                    continue;
+                }
+                let loss = ranking
+                    .of(&means, &group.scores, group.reference)
+                    .map_err(|source| TrainError::Ranking { sequence, source })?;
+                sum.add(&PairLoss { loss: loss.loss, d_chosen: 0.0, d_rejected: 0.0, margin: group.lead(&means) });
+                for (slope, (c, answer)) in slopes[range].iter_mut().zip(loss.coefficients.iter().zip(found)) {
+                    // p is a mean over the answer's tokens.
+                    *slope = c / answer.weight;
+                }
+            }
+        }
+    }
     let mut weight = vec![0.0; batch.weight.len()];
     for &at in &first.at {
         let at = at as usize;
-        let (pair, is_chosen) = pairs.place(batch, at);
-        let slope = if is_chosen { losses[pair].d_chosen } else { losses[pair].d_rejected };
-        weight[at] = (-slope * f64::from(batch.weight[at])) as f32;
+        weight[at] = (-slopes[answers.place(batch, at)] * f64::from(batch.weight[at])) as f32;
     }
-    (first, Weighed { weight, sum })
+    Ok(Some((first, Weighed { weight, sum })))
 }
 
 /// What a model says of every pair of a set, by the number of its sequence; sequences that no row holds keep zeros.
@@ -339,8 +392,9 @@ pub fn pair_log_probs(
             input.check(decoder.config())?;
             let result = loss::next_token(decoder, &input, &batch.targets, &batch.weight, &ForwardMode::Eval);
             Sum::default().add(&batch, &result, step, |_, sequence| set.origin(sequence).to_string())?;
-            for (sequence, pair) in Pairs::new(&batch, &result).found {
-                all[sequence as usize] = pair;
+            let answers = Answers::new(&batch, &result, |_| PAIR);
+            for (sequence, range) in answers.groups() {
+                all[sequence as usize] = pair_of(&answers.found[range]);
             }
         }
     }

@@ -5,10 +5,11 @@
 //! `L_mle = -p_ref`; alone it would be enough to make all answers unlikely. As with preferences ([`crate::preference`]),
 //! all that a training step needs is a coefficient per answer: the gradient of the loss is `Σ_k c_k ∂p_k`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How likelihood and ranking are put together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Combine {
     /// `L_mle + λ L_rank`.
@@ -18,8 +19,8 @@ pub enum Combine {
     Mult,
 }
 
-/// The loss and its settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The loss and its settings: the table `[ranking]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ranking {
     /// Scores that differ by no more than this are not ranked, `δ`.
@@ -35,6 +36,42 @@ pub struct Ranking {
 impl Default for Ranking {
     fn default() -> Self {
         Self { delta: 0.2, margin: 0.3, lambda: 1.0, combine: Combine::Add }
+    }
+}
+
+impl Ranking {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The key of the first that makes no sense, what it is, and what would do.
+    pub fn validate(&self) -> Result<(), (&'static str, f64, &'static str)> {
+        for (key, value) in [("delta", self.delta), ("margin", self.margin), ("lambda", self.lambda)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err((key, value, "a number from 0 up"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The answers to one prompt, by their scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankedGroup {
+    /// `z_k`, from 0 to 1.
+    pub scores: Vec<f64>,
+    /// The number of the answer whose likelihood is trained.
+    pub reference: usize,
+}
+
+impl RankedGroup {
+    /// By how much the mean log-probability of the best answer leads the worst one's; 0 when all are as good.
+    pub(crate) fn lead(&self, means: &[f64]) -> f64 {
+        let by_score = |a: &(&f64, &f64), b: &(&f64, &f64)| a.0.total_cmp(b.0);
+        let both = || self.scores.iter().zip(means);
+        match (both().max_by(by_score), both().min_by(by_score)) {
+            (Some((high, best)), Some((low, worst))) if high > low => best - worst,
+            _ => 0.0,
+        }
     }
 }
 

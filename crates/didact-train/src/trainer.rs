@@ -356,14 +356,12 @@ impl<'a> Trainer<'a> {
                 let dropout_key = self.session.streams.key("dropout", &[step, number as u64]);
                 let mode = ForwardMode::Train { dropout_key };
                 let origin = |row: usize, sequence: u32| feed.origin(read, number, row, sequence);
-                let weighed = match self.objective {
-                    Objective::NextToken => None,
-                    Objective::Preference { table, reference } => {
-                        // Without dropout both modes give the same numbers, and this one keeps nothing for a backward pass.
-                        let has_dropout = self.config.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
-                        let first_mode = if has_dropout { mode } else { ForwardMode::Eval };
-                        let (first, weighed) =
-                            preference::weigh(self.decoder, &input, batch, table, reference, &first_mode);
+                // Without dropout both modes give the same numbers, and this one keeps nothing for a backward pass.
+                let has_dropout = self.config.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+                let first_mode = if has_dropout { mode } else { ForwardMode::Eval };
+                let weighed = match preference::weigh(self.decoder, &input, batch, &self.objective, &first_mode)? {
+                    None => None,
+                    Some((first, weighed)) => {
                         if let Err(error) = sum.add_pairs(batch, &first, &weighed.sum, step, origin) {
                             failed = Some(error);
                             break;

@@ -94,6 +94,50 @@ fn verilog_verdicts_say_what_is_wrong() {
     }
 }
 
+/// RTLWorld's simulator says what the real one says: of golden bodies, noisy ones, and bodies in which words were exchanged.
+#[test]
+#[ignore = "needs iverilog: make test-verilog"]
+fn verilog_in_process_agrees_with_the_simulator() {
+    use didact_core::seed::Streams;
+    use didact_methods::synthetic::rtl::{World, bench, simulate};
+    let verifier = verifier(5);
+    let tasks = World::new(&Streams::new(3), 0.5).tasks("agreement", 60, &mut Default::default());
+    let (mut compared, mut passed) = (0, 0);
+    for (number, task) in tasks.iter().enumerate() {
+        let reference = json!(bench(task));
+        let words: Vec<&str> = task.golden.split(' ').collect();
+        let mut bodies = vec![task.golden.clone(), task.answer.clone()];
+        for k in 0..4 {
+            let mut other = words.clone();
+            let (i, j) = ((number * 7 + k * 5) % words.len(), (number * 3 + k * 11) % words.len());
+            if k < 2 {
+                other.swap(i, j)
+            } else {
+                other[i] = words[j]
+            }
+            bodies.push(other.join(" "));
+        }
+        let answers: Vec<String> = bodies.iter().map(|body| format!("{} {body}", task.header)).collect();
+        let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
+        for (verdict, body) in judge(&verifier, &reference, &answers).iter().zip(&bodies) {
+            let ours = simulate(task, body).into_verdict();
+            assert_eq!(
+                verdict.is_right(),
+                ours.is_right(),
+                "{}\n{body}\nsimulator: {} {}\nhere: {} {}",
+                task.prompt,
+                verdict.category,
+                verdict.reason,
+                ours.category,
+                ours.reason
+            );
+            compared += 1;
+            passed += u32::from(ours.is_right());
+        }
+    }
+    assert!(compared == 360 && passed > 60, "{passed} of {compared}");
+}
+
 #[test]
 #[ignore = "needs iverilog: make test-verilog"]
 fn verilog_cheats_do_not_pass() {

@@ -4,7 +4,9 @@ pub mod continual_pretraining;
 pub mod dataset_decomposition;
 pub mod few_shot_evaluation;
 pub mod hyperfitting;
+pub mod itertl;
 pub mod skill_it;
+pub mod toolace_r;
 
 use crate::reproduce::{ReproduceError, Reproduction};
 use serde::Serialize;
@@ -37,12 +39,14 @@ impl std::fmt::Debug for Method {
     }
 }
 
-const METHODS: [&Method; 5] = [
+const METHODS: [&Method; 7] = [
     &continual_pretraining::METHOD,
     &dataset_decomposition::METHOD,
     &few_shot_evaluation::METHOD,
     &hyperfitting::METHOD,
+    &itertl::METHOD,
     &skill_it::METHOD,
+    &toolace_r::METHOD,
 ];
 
 /// All methods, in the order to show them.

@@ -637,6 +637,7 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
         | Settings::Dpo(_)
         | Settings::ContinuePretrainingText(_)
         | Settings::FewShot(_)
+        | Settings::Itertl(_)
         | Settings::Hyperfitting(_) => {}
     }
     Ok(())

@@ -8,6 +8,7 @@ mod document;
 mod error;
 mod hyperfit;
 mod mixed;
+mod rounds;
 mod settings;
 
 pub use error::{Place, RecipeError};
@@ -17,6 +18,10 @@ pub use mixed::{
     DecompositionTable, EtaName, EtaTable, GraphMode, GraphTable, LengthMixture, LengthMixtureName, LengthOrder,
     MixtureRecipeSettings, OverLongTable, PaceShape, PathPoint, PathShape, Shares, Shift, SkillItSettings,
     SkillsSetting, SkillsTable, SourceTable, SourcesTable, TailTable, WindowTable, WindowUnitTable,
+};
+pub use rounds::{
+    CheckerKind, ItertlSettings, ItertlTable, Lesson, PROMPT, RoundsTable, Start, Target, TaskFormat, TasksTable,
+    VerifyTable,
 };
 pub use settings::{
     DataRecipeSettings, DataSettings, EvalSettings, ExportDtype, ExportSettings, GenerateSettings, ModelSource,
@@ -65,6 +70,8 @@ pub enum Settings {
     FewShot(Box<DataRecipeSettings>),
     /// `mixture`.
     Mixture(Box<MixtureRecipeSettings>),
+    /// `itertl`.
+    Itertl(Box<ItertlSettings>),
 }
 
 /// The tables that every recipe has.
@@ -112,6 +119,7 @@ impl Settings {
             Self::SkillIt(s) => common!(s),
             Self::Hyperfitting(s) => common!(s),
             Self::Mixture(s) => common!(s),
+            Self::Itertl(s) => common!(s),
         }
     }
 }
@@ -187,6 +195,7 @@ pub fn json_schema(method: Method) -> Value {
         Method::SkillIt => schema_of::<SkillItSettings>(),
         Method::Hyperfitting => schema_of::<HyperfittingSettings>(),
         Method::Mixture => schema_of::<MixtureRecipeSettings>(),
+        Method::Itertl => schema_of::<ItertlSettings>(),
     }
 }
 
@@ -216,6 +225,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Method::SkillIt => Settings::SkillIt(Box::new(typed(&document)?)),
         Method::Hyperfitting => Settings::Hyperfitting(Box::new(typed(&document)?)),
         Method::Mixture => Settings::Mixture(Box::new(typed(&document)?)),
+        Method::Itertl => Settings::Itertl(Box::new(typed(&document)?)),
     };
     check(&settings, &document)?;
     let (name, resolved) = match &settings {
@@ -229,6 +239,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Settings::SkillIt(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Hyperfitting(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Mixture(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Itertl(s) => (s.name.clone(), resolved(s.as_ref())),
     };
     let name = name.unwrap_or_else(|| named.name.to_owned());
     Ok(Recipe { named, origin: origin.to_owned(), name, settings, resolved })
@@ -341,6 +352,7 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
             check_preference(s, &refuse)?;
         }
         Settings::Hyperfitting(s) => hyperfit::check(s, &refuse)?,
+        Settings::Itertl(s) => rounds::check_itertl(s, &refuse)?,
         _ => mixed::check(settings, &refuse)?,
     }
     Ok(())

@@ -47,7 +47,7 @@ pub const NOTES: &str = "notes.json";
 pub const LOSSES: &str = "losses.json";
 
 /// What came of training; the same for a run that was interrupted and one that was not.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// Optimiser steps.
     pub steps: u64,
@@ -202,7 +202,7 @@ impl TrainStage {
         };
         let trainer = Trainer::new(&mut decoder, &set, measured, &self.train, Session::from(context));
         let outcome = trainer.with_objective(objective).run()?;
-        self.finish(context, decoder, &outcome)
+        keep(&self.model, &self.meter, context, decoder, &outcome)
     }
 
     /// What the model as it came says of every pair. `decoder` is that model: an adapter that was not trained yet changes
@@ -260,7 +260,7 @@ impl TrainStage {
             .map(|e| json!({ "step": e.step, "loss": e.loss.nats_per_token, "losses": losses(e) }))
             .collect();
         write_json(&context.work_dir.join(LOSSES), &along)?;
-        self.finish(context, decoder, &outcome)
+        keep(&self.model, &self.meter, context, decoder, &outcome)
     }
 
     fn decoder(&self, context: &StageContext<'_>) -> Result<Decoder, MethodError> {
@@ -270,47 +270,51 @@ impl TrainStage {
         }
         Ok(decoder)
     }
+}
 
-    /// Writes what was trained.
-    fn finish(
-        &self,
-        context: &StageContext<'_>,
-        mut decoder: Decoder,
-        outcome: &TrainOutcome,
-    ) -> Result<(), MethodError> {
-        self.meter.training(outcome.seconds, outcome.predicted_seconds, outcome.tokens_per_s);
-        let name = if decoder.lora().is_some() { ADAPTER } else { MODEL };
-        self.export(&decoder, &context.work_dir.join(name))?;
-        if let Some(step) = outcome.trunk_step {
-            let checkpoints = CheckpointStore::new(context.work_dir.join(CHECKPOINTS));
-            checkpoints.restore_parameters(step, decoder.parameters_mut())?;
-            self.export(&decoder, &context.work_dir.join(TRUNK).join(name))?;
-        }
-        let record = Outcome {
-            steps: outcome.state.step,
-            weights_of_step: outcome.weights_of_step,
-            first_loss: outcome.state.first_loss,
-            final_loss: outcome.final_loss,
-            tokens: outcome.state.totals.tokens,
-            trained_tokens: outcome.state.totals.trained_tokens,
-            trained_parameters: decoder.parameters().trainable_elements() as u64,
-            pools: outcome.state.pools.clone(),
-        };
-        write_json(&context.work_dir.join(OUTCOME), &record)
+/// Writes what was trained into the stage's work directory: the adapter or the model, the trunk, and the outcome.
+///
+/// # Errors
+/// When something cannot be written.
+pub(crate) fn keep(
+    model: &ModelHandle,
+    meter: &Meter,
+    context: &StageContext<'_>,
+    mut decoder: Decoder,
+    outcome: &TrainOutcome,
+) -> Result<(), MethodError> {
+    meter.training(outcome.seconds, outcome.predicted_seconds, outcome.tokens_per_s);
+    let name = if decoder.lora().is_some() { ADAPTER } else { MODEL };
+    export(model, &decoder, &context.work_dir.join(name))?;
+    if let Some(step) = outcome.trunk_step {
+        let checkpoints = CheckpointStore::new(context.work_dir.join(CHECKPOINTS));
+        checkpoints.restore_parameters(step, decoder.parameters_mut())?;
+        export(model, &decoder, &context.work_dir.join(TRUNK).join(name))?;
     }
+    let record = Outcome {
+        steps: outcome.state.step,
+        weights_of_step: outcome.weights_of_step,
+        first_loss: outcome.state.first_loss,
+        final_loss: outcome.final_loss,
+        tokens: outcome.state.totals.tokens,
+        trained_tokens: outcome.state.totals.trained_tokens,
+        trained_parameters: decoder.parameters().trainable_elements() as u64,
+        pools: outcome.state.pools.clone(),
+    };
+    write_json(&context.work_dir.join(OUTCOME), &record)
+}
 
-    /// Writes the adapter, or the model when every parameter was trained.
-    fn export(&self, decoder: &Decoder, dir: &Path) -> Result<(), MethodError> {
-        match Adapter::from_decoder(decoder, Some(self.model.name().to_owned())) {
-            Some(adapter) => {
-                save_adapter(dir, self.model.config(), &adapter.config, adapter.pairs)?;
-            }
-            None => {
-                save_model(dir, self.model.config(), decoder.merged(), Dtype::F32)?;
-            }
+/// Writes the adapter, or the model when every parameter was trained.
+fn export(model: &ModelHandle, decoder: &Decoder, dir: &Path) -> Result<(), MethodError> {
+    match Adapter::from_decoder(decoder, Some(model.name().to_owned())) {
+        Some(adapter) => {
+            save_adapter(dir, model.config(), &adapter.config, adapter.pairs)?;
         }
-        Ok(())
+        None => {
+            save_model(dir, model.config(), decoder.merged(), Dtype::F32)?;
+        }
     }
+    Ok(())
 }
 
 impl Stage for TrainStage {

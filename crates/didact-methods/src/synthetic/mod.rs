@@ -5,6 +5,7 @@ pub mod agreement;
 pub mod classes;
 pub mod dictionary;
 pub mod lego;
+pub mod rtl;
 pub mod stories;
 pub mod topics;
 mod words;

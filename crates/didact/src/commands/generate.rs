@@ -18,6 +18,7 @@ use didact_data::template::RenderOptions;
 use didact_data::tokenizer::Tokenizer;
 use didact_infer::remote::Bill;
 use didact_infer::{Beam, BeamSearch, LocalGenerator, LocalModel, Options, beam_search};
+use didact_methods::refine::{Ending, INSTRUCTION, Refined, Refinement, canonical_calls, followed, refine};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -49,6 +50,16 @@ pub(crate) struct GenerateArgs {
     n: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Let the model look at its answer again and write it anew, until it stays the same, this many times at most: for models
+    /// that were taught to (recipe `toolace-r`). Calls of tools are the same whatever the order of their arguments
+    #[arg(
+        long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "5",
+        value_parser = clap::value_parser!(u32).range(1..=100), help_heading = REFINING, conflicts_with_all = ["beams", "n"]
+    )]
+    refine: Option<u32>,
+    /// What the model is asked after its answer, instead of the words that `toolace-r` trains
+    #[arg(long, value_name = "TEXT", requires = "refine", help_heading = REFINING)]
+    refine_instruction: Option<String>,
     /// Search for the likeliest answers with this many beams
     #[arg(
         long, value_name = "N", help_heading = BEAMS,
@@ -77,6 +88,7 @@ pub(crate) struct GenerateArgs {
 }
 
 const BEAMS: &str = "Beam search";
+const REFINING: &str = "Refining answers";
 
 #[derive(Serialize)]
 struct Report {
@@ -107,8 +119,23 @@ struct CompletionRow {
     score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<TokenRow>>,
+    /// What refining did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refined: Option<RefinedRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// What refining did to an answer.
+#[derive(Clone, Serialize)]
+struct RefinedRow {
+    /// The answer before.
+    first: String,
+    /// How often the model was asked.
+    calls: usize,
+    /// Tokens written in all.
+    tokens: usize,
+    ending: Ending,
 }
 
 /// A token and how likely it was.
@@ -126,11 +153,15 @@ struct Answers {
     completion: Completion,
     /// Of beam search.
     scores: Vec<f64>,
+    /// Of refining.
+    refined: Option<RefinedRow>,
 }
 
 /// A prompt and how to continue it.
 struct Row {
     prompt: Prompt,
+    /// The prompt as a conversation, if it is one.
+    chat: Option<Prompt>,
     /// The prompt for people.
     shown: String,
     sampling: Sampling,
@@ -147,7 +178,7 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
         let (cancel, started) = (Cancel::new(), Instant::now());
         signals::watch(&cancel)?;
         let mut printer = Printer::new(args, &rows, None, output);
-        generate(&generator, &mut printer, &cancel)?;
+        answer(args, &generator, &mut printer, &cancel)?;
         return conclude(printer, started, Some(generator.bill()), &cancel);
     }
     let files = ModelFiles::open(&args.model, output)?;
@@ -172,9 +203,54 @@ pub(crate) fn run(args: &GenerateArgs, global: &Global, output: &Output) -> anyh
         model.samplers().prepare(&base).map_err(see_help)?;
         let options = Options { max_cache_bytes: mebibytes(args.max_cache_mib), ..Options::default() };
         let generator = LocalGenerator::with_model(model.clone(), options)?;
-        generate(&generator, &mut printer, &cancel)?;
+        answer(args, &generator, &mut printer, &cancel)?;
     }
     conclude(printer, started, None, &cancel)
+}
+
+/// Answers everything, refined if that was asked for.
+fn answer(
+    args: &GenerateArgs,
+    generator: &impl Generator,
+    printer: &mut Printer<'_>,
+    cancel: &Cancel,
+) -> anyhow::Result<()> {
+    match args.refine {
+        None => generate(generator, printer, cancel),
+        Some(steps) => refined(args, steps as usize, generator, printer, cancel),
+    }
+}
+
+/// Answers everything, lets the model look at each answer again until it stays the same, and prints what came of it.
+fn refined(
+    args: &GenerateArgs,
+    max_steps: usize,
+    generator: &impl Generator,
+    printer: &mut Printer<'_>,
+    cancel: &Cancel,
+) -> anyhow::Result<()> {
+    let rows = printer.rows;
+    let requests: Vec<Request> =
+        rows.iter().map(|row| Request { prompt: row.prompt.clone(), sampling: row.sampling.clone() }).collect();
+    let instruction = args.refine_instruction.as_deref().unwrap_or(INSTRUCTION);
+    let again = |index: usize, last: &Answer| {
+        let row = &rows[index];
+        followed(row.chat.as_ref().unwrap_or(&row.prompt), &last.text, instruction)
+    };
+    let canonical = |answer: &Answer| canonical_calls(&answer.text);
+    let refinement = Refinement { max_steps, adaptive: true, again: &again, canonical: &canonical };
+    for (index, found) in refine(generator, &requests, &refinement, cancel)?.into_iter().enumerate() {
+        let Some(found) = found else { continue };
+        printer.add(
+            index,
+            found.map(|Refined { answer, first, calls, tokens, prompt_tokens, ending }| Answers {
+                completion: Completion { answers: vec![answer], prompt_tokens },
+                scores: Vec::new(),
+                refined: Some(RefinedRow { first: first.text, calls, tokens, ending }),
+            }),
+        );
+    }
+    Ok(())
 }
 
 /// Asks for everything and prints it as it comes.
@@ -182,7 +258,8 @@ fn generate(generator: &impl Generator, printer: &mut Printer<'_>, cancel: &Canc
     let request = |row: &Row| Request { prompt: row.prompt.clone(), sampling: row.sampling.clone() };
     let requests: Vec<Request> = printer.rows.iter().map(request).collect();
     let mut sink = |index: usize, answer: Result<Completion, RequestError>| {
-        printer.add(index, answer.map(|completion| Answers { completion, scores: Vec::new() }));
+        let answers = |completion| Answers { completion, scores: Vec::new(), refined: None };
+        printer.add(index, answer.map(answers));
     };
     Ok(generator.generate(&requests, &mut sink, cancel)?)
 }
@@ -244,7 +321,7 @@ fn search(
             Ok(beams) => {
                 let (answers, scores) = beams.into_iter().map(|Beam { answer, score }| (answer, score)).unzip();
                 let prompt_tokens = model.encode(&row.prompt).map_or(0, |ids| ids.len());
-                Ok(Answers { completion: Completion { answers, prompt_tokens }, scores })
+                Ok(Answers { completion: Completion { answers, prompt_tokens }, scores, refined: None })
             }
             Err(error) => Err(error),
         };
@@ -255,29 +332,30 @@ fn search(
 
 /// What to continue, each with its settings. Chats are rendered by the model's template; a server renders them itself.
 fn prompts(args: &GenerateArgs, tokenizer: Option<&Tokenizer>, base: &Sampling) -> anyhow::Result<Vec<Row>> {
-    let chat = |messages: Vec<Message>, tools: Vec<Tool>| -> anyhow::Result<(Prompt, String)> {
+    let chat = |messages: Vec<Message>, tools: Vec<Tool>| -> anyhow::Result<(Prompt, Option<Prompt>, String)> {
         let Some(tokenizer) = tokenizer else {
             let shown = messages.last().map_or_else(String::new, |message| message.content.clone());
-            return Ok((Prompt::Messages { messages, tools }, shown));
+            let prompt = Prompt::Messages { messages, tools };
+            return Ok((prompt.clone(), Some(prompt), shown));
         };
         match tokenizer.template() {
             Some(template) => {
                 let text = template.render(&messages, &tools, &RenderOptions::default().with_generation_prompt())?;
-                Ok((Prompt::Text(text.clone()), text))
+                Ok((Prompt::Text(text.clone()), Some(Prompt::Messages { messages, tools }), text))
             }
             None => Err(usage(format!("`{}` has no chat template", args.model), "give plain prompts, without --chat")),
         }
     };
-    let user = |text: String| -> anyhow::Result<(Prompt, String)> {
+    let user = |text: String| -> anyhow::Result<(Prompt, Option<Prompt>, String)> {
         if args.chat {
             chat(vec![Message::new(Role::User, text)], Vec::new())
         } else {
-            Ok((Prompt::Text(text.clone()), text))
+            Ok((Prompt::Text(text.clone()), None, text))
         }
     };
     if let Some(prompt) = &args.prompt {
-        let (prompt, shown) = user(prompt.clone())?;
-        return Ok(vec![Row { prompt, shown, sampling: base.clone() }]);
+        let (prompt, chat, shown) = user(prompt.clone())?;
+        return Ok(vec![Row { prompt, chat, shown, sampling: base.clone() }]);
     }
     let Some(path) = &args.input else { return Ok(Vec::new()) };
     let hint =
@@ -292,7 +370,7 @@ fn prompts(args: &GenerateArgs, tokenizer: Option<&Tokenizer>, base: &Sampling) 
         if args.beams.is_some() && row.contains_key("sampling") {
             return Err(at("`sampling` has no effect on --beams".to_owned()));
         }
-        let (prompt, shown) = match (row.get("prompt"), row.contains_key("messages")) {
+        let (prompt, chat, shown) = match (row.get("prompt"), row.contains_key("messages")) {
             (Some(Value::String(prompt)), false) => user(prompt.clone())?,
             (Some(_), false) => return Err(at("`prompt` is not a string".to_owned())),
             (None, true) => match convert(Schema::Messages, &row, &FieldNames::default()) {
@@ -304,7 +382,7 @@ fn prompts(args: &GenerateArgs, tokenizer: Option<&Tokenizer>, base: &Sampling) 
             (Some(_), true) => return Err(at("it has both `prompt` and `messages`".to_owned())),
             (None, false) => return Err(at("it has neither `prompt` nor `messages`".to_owned())),
         };
-        prompts.push(Row { prompt, shown, sampling });
+        prompts.push(Row { prompt, chat, shown, sampling });
     }
     Ok(prompts)
 }
@@ -358,12 +436,13 @@ impl<'a> Printer<'a> {
             sum_logprob: None,
             score: None,
             logprobs: None,
+            refined: None,
             error: None,
         };
         match &self.answers[index] {
             None => Vec::new(),
             Some(Err(error)) => vec![CompletionRow { error: Some(error.to_string()), ..empty() }],
-            Some(Ok(Answers { completion, scores })) => completion
+            Some(Ok(Answers { completion, scores, refined })) => completion
                 .answers
                 .iter()
                 .enumerate()
@@ -377,6 +456,7 @@ impl<'a> Printer<'a> {
                         .then(|| answer.log_probs.iter().fold(0.0, |sum, &p| sum + f64::from(p))),
                     score: scores.get(number).copied(),
                     logprobs: self.with_log_probs.then(|| self.tokens(answer)),
+                    refined: refined.clone(),
                     ..empty()
                 })
                 .collect(),

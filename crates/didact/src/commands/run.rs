@@ -10,6 +10,7 @@ use clap::Args;
 use didact_core::cancel::Cancel;
 use didact_core::fault::Classify;
 use didact_methods::{Env, MethodError, RunOptions, load_recipe};
+use didact_verify::sandbox::Sandbox;
 use std::path::PathBuf;
 
 /// Options of `didact run`.
@@ -29,6 +30,9 @@ pub(crate) struct RunArgs {
     /// Check everything and print the plan, the loss ledger, and the memory and time that are predicted; run nothing
     #[arg(long)]
     dry_run: bool,
+    /// Run what a model wrote without a sandbox, with your own rights, where this machine has none
+    #[arg(long)]
+    unsafe_exec: bool,
     /// Go on even if the predicted memory is more than is free
     #[arg(long)]
     force: bool,
@@ -42,6 +46,8 @@ pub(crate) fn run(args: &RunArgs, global: &Global, threads: usize, output: &Outp
     let resolve = |name: &str| -> Result<PathBuf, Box<dyn Classify>> {
         hub::resolve(name, &output.pull_progress()).map_err(|error| Box::new(error) as Box<dyn Classify>)
     };
+    let helper = std::env::current_exe()?;
+    let sandbox = || Sandbox::open(&helper, args.unsafe_exec);
     let progress = Progress::new(output);
     let options = RunOptions {
         run_dir: args.run_dir.clone(),
@@ -54,6 +60,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, threads: usize, output: &Outp
             resolve_model: &resolve,
             free_memory: &memory::free,
             peak_memory: &memory::peak,
+            sandbox: &sandbox,
         },
         cancel,
         reporter: &progress,

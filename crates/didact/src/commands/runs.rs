@@ -8,6 +8,7 @@ use didact_core::run::{self, RunDir};
 use didact_core::stage::{ARTIFACT, StageRecord};
 use didact_methods::RunReport;
 use didact_methods::reproduce::Record;
+use didact_methods::rounds::report::{self, RoundRow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -126,6 +127,9 @@ struct RunView {
     stages: Vec<StageRecord>,
     /// Stage to metric to its last step and value.
     last_metrics: BTreeMap<String, BTreeMap<String, LastValue>>,
+    /// What came of each round, with recipes that work in rounds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rounds: Vec<RoundRow>,
     report: Option<Value>,
 }
 
@@ -160,6 +164,7 @@ fn show(run: &Path, output: &Output) -> anyhow::Result<()> {
         stages: stages(&run),
         last_metrics,
         report: run.report()?,
+        rounds: report::rows(&root)?,
         run_dir: root,
     };
     output.result(&view, || text(&view, output))
@@ -206,6 +211,10 @@ fn text(view: &RunView, output: &Output) -> String {
     let rows: Vec<_> = rows.collect();
     if !rows.is_empty() {
         parts.push(table("last metrics", &["stage", "name", "step", "value"], rows));
+    }
+    // A finished run's report has them.
+    if !view.rounds.is_empty() && view.report.is_none() {
+        parts.push(output.table(&report::table(&view.rounds)));
     }
     // A report of another version of the program is shown by `--json` only.
     if let Some(report) = &view.report {
