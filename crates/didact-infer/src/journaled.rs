@@ -85,12 +85,11 @@ impl<G: Generator> Generator for Journaled<G> {
         for (index, request) in requests.iter().enumerate() {
             let key = self.key(request);
             let known = self.lock().known.get(&key).cloned();
-            match known {
-                Some(completion) => sink(index, Ok(completion)),
-                None => {
-                    places.push((index, key));
-                    asked.push(request.clone());
-                }
+            if let Some(completion) = known {
+                sink(index, Ok(completion));
+            } else {
+                places.push((index, key));
+                asked.push(request.clone());
             }
         }
         let mut failure = None;

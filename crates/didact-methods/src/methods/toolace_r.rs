@@ -40,7 +40,7 @@ use crate::error::MethodError;
 use crate::lab::{self, Shape, Training};
 use crate::refine::{Refined, Refinement, canonical_calls, refine};
 use crate::reproduce::{Arm, Check, Claim, Lab, Outcome, Reproduction, Results, Role, Size};
-use crate::toolworld::{Level, Pool, Sample, Style, World, WorldConfig};
+use crate::toolworld::{Level, LevelMix, Pool, Sample, Style, World, WorldConfig};
 
 /// The method.
 pub const METHOD: Method = Method {
@@ -82,6 +82,9 @@ const MOST_STEPS: usize = 5;
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 struct Numbers {
     shape: Shape,
+    /// Tools of each of the eight verbs, and how many hard requests there are for each easy and each medium one.
+    nouns_per_verb: usize,
+    hard_share: f64,
     requests: usize,
     tests: usize,
     noise: f64,
@@ -100,30 +103,37 @@ struct Numbers {
 fn numbers(size: Size) -> Numbers {
     let small = Numbers {
         shape: Shape { vocab_size: VOCABULARY, hidden_size: 96, layers: 3, heads: 4, ffn: 256, context: 128 },
-        requests: 2000,
+        nouns_per_verb: tuned("NOUNS", 2.0) as usize,
+        hard_share: tuned("HARD", 0.5),
+        requests: tuned("REQUESTS", 3000.0) as usize,
         tests: 300,
         noise: 0.35,
-        bootstrap: 500,
-        bootstrap_epochs: 12.0,
-        rounds: 2,
+        bootstrap: tuned("BOOT", 1200.0) as usize,
+        bootstrap_epochs: tuned("BOOT_EPOCHS", 8.0),
+        rounds: tuned("ROUNDS", 2.0) as usize,
         samples: 4,
         temperature: 0.8,
-        tokens: 500_000,
+        tokens: tuned("TOKENS", 500_000.0) as usize,
         batch: 16,
-        rate: 3e-3,
+        rate: tuned("RATE", 3e-3),
     };
     match size {
         Size::S => small,
         Size::M => Numbers {
             shape: Shape { hidden_size: 160, layers: 4, ffn: 448, ..small.shape },
-            requests: 3000,
+            nouns_per_verb: 4,
+            requests: 6000,
             tests: 600,
-            bootstrap: 600,
-            tokens: 1_000_000,
+            bootstrap: 2500,
+            tokens: 1_500_000,
             rate: 2e-3,
             ..small
         },
     }
+}
+
+fn tuned(name: &str, default: f64) -> f64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 /// Which requests are trained on.
@@ -228,7 +238,9 @@ fn gold_like(sample: &Sample) -> serde_json::Map<String, Value> {
 impl Data {
     fn new(lab: &Lab<'_>, clean: bool) -> Result<Self, MethodError> {
         let (numbers, streams) = (numbers(lab.size()), lab.streams());
-        let world = World::new(&WorldConfig::default(), &streams)?;
+        let levels = LevelMix { hard: numbers.hard_share, ..WorldConfig::default().levels };
+        let config = WorldConfig { nouns_per_verb: numbers.nouns_per_verb, levels, ..WorldConfig::default() };
+        let world = World::new(&config, &streams)?;
         let mut seen = BTreeSet::new();
         let tests = world.draw(&streams, "tests", Pool::Trained, numbers.tests, &mut seen)?;
         let asked = world.draw(&streams, "training", Pool::Trained, numbers.requests, &mut seen)?;
@@ -275,7 +287,7 @@ impl Data {
         ids.iter().filter_map(word).collect::<Vec<_>>().join(" ")
     }
 
-    fn sampling(&self) -> Sampling {
+    fn sampling() -> Sampling {
         Sampling { max_tokens: 40, stop_token_ids: vec![END], log_probs: false, ..Sampling::default() }
     }
 
@@ -301,7 +313,7 @@ impl Data {
             temperature,
             top_p: Some(0.95),
             seed: seeds.key(set, &[chosen[number / samples] as u64, (number % samples) as u64]),
-            ..self.sampling()
+            ..Self::sampling()
         };
         let answers = lab::answers(lab, &generator, set, &prompts, sampling)?;
         Ok(answers
@@ -324,7 +336,7 @@ impl Data {
         let requests: Vec<Request> = self
             .tests
             .iter()
-            .map(|test| Request { prompt: Prompt::Ids(test.prompt.clone()), sampling: self.sampling() })
+            .map(|test| Request { prompt: Prompt::Ids(test.prompt.clone()), sampling: Self::sampling() })
             .collect();
         let again = |at: usize, last: &Answer| Prompt::Ids(Self::again(&self.tests[at].prompt, &last.ids));
         let canonical = |answer: &Answer| canonical_calls(&Style::Words.readable(&self.text(&answer.ids)));
@@ -444,7 +456,7 @@ fn bootstrap(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
 }
 
 /// What a round trains on.
-fn lessons(data: &Data, way: &Way, round: usize, attempts: &[Vec<(String, bool)>]) -> (Vec<usize>, Vec<Sequence>) {
+fn lessons(data: &Data, way: Way, round: usize, attempts: &[Vec<(String, bool)>]) -> (Vec<usize>, Vec<Sequence>) {
     let solvable: Vec<usize> =
         (0..attempts.len()).filter(|&at| attempts[at].iter().any(|(_, is_right)| *is_right)).collect();
     let chosen = match way.select {
@@ -507,7 +519,7 @@ fn rounds(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
             } else {
                 data.attempts(lab, &decoder, &set, &all)?
             };
-            let (chosen, rows) = lessons(&data, &way, round, &attempts);
+            let (chosen, rows) = lessons(&data, way, round, &attempts);
             let noisy = chosen.iter().filter(|&&at| data.asked[at].is_corrupted).count();
             outcome.values.insert(NOISE.into(), noisy as f64 / chosen.len().max(1) as f64);
             outcome.values.insert(KEPT.into(), chosen.len() as f64 / all.len() as f64);
