@@ -212,12 +212,14 @@ fn tool_calls_are_learned_in_rounds_and_looked_at_again() {
         "rounds.samples=2",
         "rounds.start=last",
         "toolace.refine_steps=2",
+        // The tiny model's context is 64 tokens.
+        "toolace.instruction=again",
         "train.epochs=1.0",
         "train.batch_size=2",
         "train.gradient_accumulation_steps=1",
-        "train.max_seq_len=400",
+        "train.max_seq_len=48",
         "train.lora.rank=4",
-        "generate.max_tokens=4",
+        "generate.max_tokens=3",
         "generate.samples=1",
         "precision=f32",
     ];
@@ -238,12 +240,12 @@ fn tool_calls_are_learned_in_rounds_and_looked_at_again() {
 fn answers_are_refined_until_they_stay_the_same() {
     let world = World::new();
     let ask = |more: &[&str]| {
-        let command = ["generate", "--model", "model", "--chat", "--prompt", "add 3", "--max-tokens", "5"];
+        let command = ["generate", "--model", "model", "--chat", "--prompt", "add 3", "--max-tokens", "3"];
         world.json(&[&command[..], more].concat(), 0)["completions"][0].clone()
     };
     let plain = ask(&[]);
     assert!(plain.get("refined").is_none());
-    let refined = ask(&["--refine", "2"]);
+    let refined = ask(&["--refine", "2", "--refine-instruction", "again"]);
     let calls = refined["refined"]["calls"].as_u64().unwrap();
     assert!((2..=3).contains(&calls), "{refined}");
     assert_eq!(refined["refined"]["first"], plain["text"]);
