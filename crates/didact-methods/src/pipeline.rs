@@ -7,7 +7,7 @@ use crate::mixed::{DATA, Mixed, Reading, SourceSpec};
 use crate::model_source::ModelHandle;
 use crate::recipe::{
     Common, DataRecipeSettings, DataSettings, HyperfitTable, HyperfittingSettings, ItertlSettings, QuickstartSettings,
-    Recipe, RoundsTable, Settings, SourcesTable, TasksTable, VerifyTable,
+    Recipe, RoundsTable, Settings, SourcesTable, TasksTable, ToolaceSettings, VerifyTable,
 };
 use crate::rounds::checker::Checker;
 use crate::rounds::stages::{Lessons, RoundPlan};
@@ -29,6 +29,7 @@ use didact_data::schema::Schema;
 use didact_train::PreferenceTable;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// A recipe's stages, with its model found and its inputs hashed; nothing is loaded yet.
@@ -55,7 +56,7 @@ pub enum Preparation {
     /// Named sources become corpora.
     Sources(Box<SourcesStage>),
     /// Tasks are asked in rounds.
-    Rounds(Arc<RoundPlan>),
+    Rounds(Rc<RoundPlan>),
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -119,6 +120,10 @@ impl Pipeline {
             Settings::Itertl(settings) => {
                 let ItertlSettings { tasks, verify, rounds, itertl, data, .. } = settings.as_ref();
                 rounds_recipe(parts, env, (tasks, verify, rounds, data), Lessons::Itertl(itertl.clone()))
+            }
+            Settings::Toolace(settings) => {
+                let ToolaceSettings { tasks, verify, rounds, toolace, data, .. } = settings.as_ref();
+                rounds_recipe(parts, env, (tasks, verify, rounds, data), Lessons::Toolace(toolace.clone()))
             }
             Settings::Mixture(settings) => {
                 let sources = settings.sources.iter().map(|(name, source)| SourceSpec::new(name, source.data()));
@@ -291,7 +296,7 @@ fn rounds_recipe(
     if let Some(described) = &checker.described {
         inputs.insert("checker".to_owned(), described.clone());
     }
-    let plan = Arc::new(RoundPlan {
+    let plan = Rc::new(RoundPlan {
         model: parts.model.clone(),
         tasks: tasks.clone(),
         checker,

@@ -4,7 +4,7 @@
 //! Zeng et al., "ToolACE-R: Model-aware Iterative Training and Adaptive Refinement for Tool Learning", arXiv 2504.01400. No
 //! feedback comes from outside: what ends it is that the answer does not change. Only the last answer is shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use didact_core::cancel::Cancel;
 use didact_core::generate::{Answer, Completion, Generator, Prompt, Request, RequestError, Sampling};
@@ -142,7 +142,7 @@ pub fn refine(
     let new = || Way { answers: Vec::new(), calls: 0, tokens: 0, prompt_tokens: 0, ending: None };
     let mut ways: Vec<Way> = requests.iter().map(|_| new()).collect();
     let mut failed: BTreeMap<usize, RequestError> = BTreeMap::new();
-    let mut lost: BTreeMap<usize, ()> = BTreeMap::new();
+    let mut lost: BTreeSet<usize> = BTreeSet::new();
     let mut open: Vec<usize> = (0..requests.len()).collect();
     for step in 0..=refinement.max_steps {
         if open.is_empty() {
@@ -163,7 +163,7 @@ pub fn refine(
         for (&index, answer) in open.iter().zip(answers) {
             match answer {
                 None => {
-                    lost.insert(index, ());
+                    lost.insert(index);
                 }
                 // A longer prompt may not fit any more: what there is stays.
                 Some(Err(_)) if step > 0 => ways[index].ending = Some(Ending::Limit),
@@ -179,18 +179,18 @@ pub fn refine(
                         way.take((refinement.canonical)(&answer), answer, refinement.adaptive);
                     }
                     _ => {
-                        lost.insert(index, ());
+                        lost.insert(index);
                     }
                 },
             }
         }
-        open.retain(|index| ways[*index].ending.is_none() && !failed.contains_key(index) && !lost.contains_key(index));
+        open.retain(|index| ways[*index].ending.is_none() && !failed.contains_key(index) && !lost.contains(index));
     }
     let finished = ways.into_iter().enumerate().map(|(index, way)| {
         if let Some(error) = failed.remove(&index) {
             return Some(Err(error));
         }
-        if lost.contains_key(&index) { None } else { way.finish().map(Ok) }
+        if lost.contains(&index) { None } else { way.finish().map(Ok) }
     });
     Ok(finished.collect())
 }

@@ -25,6 +25,8 @@ pub enum Method {
     Mixture,
     /// Answers, sampled anew in every round and judged by a program, ranked.
     Itertl,
+    /// Requests that the model can just about answer, and its own attempts to check.
+    Toolace,
 }
 
 /// A recipe that ships with the program.
@@ -40,7 +42,7 @@ pub struct NamedRecipe {
     pub method: Method,
 }
 
-const RECIPES: [NamedRecipe; 11] = [
+const RECIPES: [NamedRecipe; 12] = [
     NamedRecipe {
         name: "quickstart",
         summary: "teach SmolLM2-135M-Instruct to call tools described in its prompt; before and after",
@@ -106,6 +108,12 @@ const RECIPES: [NamedRecipe; 11] = [
         summary: "rounds: the model answers, a program judges (tests, a simulator, a checker), and it learns to rank its answers",
         text: include_str!("../../../recipes/itertl.toml"),
         method: Method::Itertl,
+    },
+    NamedRecipe {
+        name: "toolace-r",
+        summary: "rounds: requests that the model can just about answer are learned, and to check its own tool calls",
+        text: include_str!("../../../recipes/toolace-r.toml"),
+        method: Method::Toolace,
     },
 ];
 

@@ -260,7 +260,8 @@ impl RunReport {
         let row = |name: &&String| {
             // A category that nothing was counted in is absent.
             let value = |metrics: &Metrics| metrics.get(*name).copied().unwrap_or_default();
-            let shown = [&self.metrics_before, &self.metrics_after].map(|metrics| percent_of(value(metrics)));
+            let show = |value: f64| if name.ends_with("calls") { format!("{value:.2}") } else { percent_of(value) };
+            let shown = [&self.metrics_before, &self.metrics_after].map(|metrics| show(value(metrics)));
             let label = name.rsplit('/').next().unwrap_or(name).replace("is_", "answers: ");
             [vec![label], shown.to_vec()].concat()
         };

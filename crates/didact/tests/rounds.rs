@@ -194,3 +194,66 @@ fn rows_are_mixed_in_and_the_plan_says_what_would_be_done() {
     let report = world.json(&itertl("mixed", &mix), 0);
     assert_eq!(report["rounds"][0]["trained"].as_u64(), Some(9));
 }
+
+#[test]
+fn tool_calls_are_learned_in_rounds_and_looked_at_again() {
+    let world = World::new();
+    let row = |i: usize| {
+        let message = |role: &str, content: String| json!({"role": role, "content": content});
+        let messages = [message("user", format!("add {i}")), message("assistant", format!("f(x={i})"))];
+        json!({"id": format!("t{i}"), "messages": messages}).to_string()
+    };
+    world.write("calls.jsonl", &(0..10).map(row).collect::<Vec<_>>().join("\n"));
+    let set = [
+        "model.path=model",
+        "tasks.path=calls.jsonl",
+        "tasks.held_out=0.4",
+        "rounds.count=2",
+        "rounds.samples=2",
+        "rounds.start=last",
+        "toolace.refine_steps=2",
+        // The tiny model's context is 64 tokens.
+        "toolace.instruction=again",
+        "train.epochs=1.0",
+        "train.batch_size=2",
+        "train.gradient_accumulation_steps=1",
+        "train.max_seq_len=48",
+        "train.lora.rank=4",
+        "generate.max_tokens=3",
+        "generate.samples=1",
+        "precision=f32",
+    ];
+    let mut arguments = vec!["run", "toolace-r", "-q", "--run-dir", "run"];
+    arguments.extend(set.iter().flat_map(|text| ["--set", text]));
+    let report = world.json(&arguments, 0);
+    // The tiny model knows no calls: the first round learns a fifth of the six tasks as the data has them.
+    assert_eq!(report["rounds"][0]["kept"].as_u64(), Some(1));
+    assert_eq!(lines(&world, "run/stages/05-select-1/training.jsonl")[0]["answers"][0]["category"], "own");
+    let after = &report["metrics_after"];
+    let calls = after["held_out_tasks/refined_calls"].as_f64().unwrap();
+    assert!((2.0..=3.0).contains(&calls), "{calls}");
+    assert!(after["held_out_tasks/greedy"].is_number() && after["held_out_tasks/damaged"].is_number());
+    assert_eq!(lines(&world, "run/stages/02-evaluate-0/refined.jsonl").len(), 8, "before and after, of four tasks");
+}
+
+#[test]
+fn answers_are_refined_until_they_stay_the_same() {
+    let world = World::new();
+    let ask = |more: &[&str]| {
+        let command = ["generate", "--model", "model", "--chat", "--prompt", "add 3", "--max-tokens", "3"];
+        world.json(&[&command[..], more].concat(), 0)["completions"][0].clone()
+    };
+    let plain = ask(&[]);
+    assert!(plain.get("refined").is_none());
+    let refined = ask(&["--refine", "2", "--refine-instruction", "again"]);
+    let calls = refined["refined"]["calls"].as_u64().unwrap();
+    assert!((2..=3).contains(&calls), "{refined}");
+    assert_eq!(refined["refined"]["first"], plain["text"]);
+    let ending = refined["refined"]["ending"].as_str().unwrap();
+    assert!(["stable", "cycle", "limit"].contains(&ending));
+    if ending == "stable" {
+        assert_eq!(calls == 2, refined["text"] == plain["text"]);
+    }
+    let error = world.refused(&["generate", "--model", "model", "--prompt", "a", "--refine", "--n", "2"], 2);
+    assert!(error.contains("--n"), "{error}");
+}

@@ -101,7 +101,7 @@ fn verilog_in_process_agrees_with_the_simulator() {
     use didact_core::seed::Streams;
     use didact_methods::synthetic::rtl::{World, bench, simulate};
     let verifier = verifier(5);
-    let tasks = World::new(&Streams::new(3), 0.5).tasks("agreement", 60, &mut Default::default());
+    let tasks = World::new(&Streams::new(3), 0.5).tasks("agreement", 60, &mut std::collections::BTreeSet::new());
     let (mut compared, mut passed) = (0, 0);
     for (number, task) in tasks.iter().enumerate() {
         let reference = json!(bench(task));
@@ -111,9 +111,9 @@ fn verilog_in_process_agrees_with_the_simulator() {
             let mut other = words.clone();
             let (i, j) = ((number * 7 + k * 5) % words.len(), (number * 3 + k * 11) % words.len());
             if k < 2 {
-                other.swap(i, j)
+                other.swap(i, j);
             } else {
-                other[i] = words[j]
+                other[i] = words[j];
             }
             bodies.push(other.join(" "));
         }

@@ -9,13 +9,17 @@
 //! its answers are simulated, and it learns to rank them. The claim is the paper's: candidates of the round's own model teach
 //! more than candidates sampled once from the first one (`offline`, RTLCoder). Both arms see the same tasks in the same
 //! order, as many candidates, as many steps and the same schedule: they differ in who wrote the candidates of the second
-//! and third round. `sft` learns the tasks' own answers with as many sequences; `rejection` imitates a right answer; with
+//! and third round. `sft` learns the tasks' own answers with about as many tokens; `rejection` imitates a right answer; with
 //! `shuffled` scores nothing can be learned from ranking.
 //!
 //! # Choices
 //! The tasks' own answers are taken to be right (score 1) unless the filter of the paper's third version takes them: those
 //! that do not compile. That is the paper's method; `best-target` (size m) judges them, too. The simulator is the one in
 //! [`rtl`], not Icarus Verilog, whose verdicts it shares; what is measured are 1500 answers to 150 unseen tasks.
+//!
+//! Learning rates were chosen on seed 0, which is not reported, each as the better of 3e-4 and 1e-3 for the arm: 3e-4 for all of
+//! them (itertl 0.80 and 0.77, offline 0.78 and 0.73, sft 0.83 and 0.75, rejection 0.84 and 0.78). The other numbers are first
+//! guesses, but for the language: with deeper expressions a model of this size passes 3 %.
 //!
 //! The specification's `offline` arm has 9 candidates to each of 400 tasks and 3 passes; here it has 3 to each of 1200, as the
 //! method has, so that nothing else differs (`offline-nine`, size m, is the other one).
@@ -90,16 +94,16 @@ struct Numbers {
 
 fn numbers(size: Size) -> Numbers {
     let small = Numbers {
-        shape: Shape { vocab_size: rtl::VOCABULARY, hidden_size: 128, layers: 4, heads: 4, ffn: 384, context: 160 },
-        start_tasks: 2500,
+        shape: Shape { vocab_size: rtl::VOCABULARY, hidden_size: 96, layers: 3, heads: 4, ffn: 256, context: 128 },
+        start_tasks: 3000,
         start_epochs: 3.0,
-        start_rate: 2e-3,
-        asked: 400,
+        start_rate: 3e-3,
+        asked: 240,
         rounds: 3,
         samples: 3,
         temperature: 0.8,
-        rank_rate: 1e-4,
-        imitate_rate: 1e-4,
+        rank_rate: 3e-4,
+        imitate_rate: 3e-4,
         batch: 8,
         tests: 150,
         test_samples: 10,
@@ -109,7 +113,13 @@ fn numbers(size: Size) -> Numbers {
     };
     match size {
         Size::S => small,
-        Size::M => Numbers { shape: Shape { hidden_size: 192, heads: 6, ffn: 512, ..small.shape }, ..small },
+        Size::M => Numbers {
+            shape: Shape { hidden_size: 128, layers: 4, ffn: 384, ..small.shape },
+            start_tasks: 4000,
+            start_rate: 2e-3,
+            asked: 400,
+            ..small
+        },
     }
 }
 
@@ -166,9 +176,8 @@ fn way(arm: &str) -> Way {
         "iterated-rejection" => Way { lesson: Learned::Best, target: Target::Best, ..method },
         "offline-nine" => Way { iterates: false, once: Some(9), ..method },
         "one-round" => Way { rounds: Some(1), ..method },
-        "clean-start" => clean,
         "clean-sft" => Way { lesson: Learned::Own, iterates: false, ..clean },
-        "clean-itertl" => clean,
+        "clean-start" | "clean-itertl" => clean,
         _ => method,
     }
 }
@@ -190,9 +199,10 @@ impl Data {
         let world = World::new(&streams, if noise { numbers.noise } else { 0.0 });
         let mut seen = BTreeSet::new();
         let tests = world.tasks("tests", numbers.tests, &mut seen);
-        let start = world.tasks("start", numbers.start_tasks, &mut seen);
-        // As in the paper, what is asked in rounds is part of the references that were learned: the first of them.
-        let asked = start[..numbers.asked * numbers.rounds].to_vec();
+        let start: Vec<RtlTask> = world.draws("start", &seen).take(numbers.start_tasks).collect();
+        // As in the paper, what is asked in rounds is part of the references that were learned: each prompt once.
+        let fresh = start.iter().filter(|task| seen.insert(task.prompt.clone()));
+        let asked = fresh.take(numbers.asked * numbers.rounds).cloned().collect();
         Self { numbers, streams, start, asked, tests }
     }
 
@@ -303,13 +313,13 @@ fn start(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
     let data = Data::new(lab, way(arm).noise);
     let store = lab::store(&lab.dir().join("start-rows.train"), data.start.iter().map(own))?;
     let set =
-        TrainingSet::new(store, 2 * data.numbers.shape.context, Packing::None, 32, data.streams.child("order", &[]));
+        TrainingSet::new(store, 2 * data.numbers.shape.context, Packing::None, 16, data.streams.child("order", &[]));
     let config = TrainConfig {
         lr_scheduler: Scheduler::Cosine,
         min_lr_ratio: 0.1,
         warmup_steps: Some(20),
         epochs: data.numbers.start_epochs,
-        ..config(&data.numbers, data.numbers.start_rate, 32)
+        ..config(&data.numbers, data.numbers.start_rate, 16)
     };
     let mut decoder = data.numbers.shape.decoder(data.streams)?;
     let training = Training {
@@ -388,9 +398,10 @@ fn rounds(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
     let mut curve = Vec::new();
     for round in 0..way.rounds.unwrap_or(data.numbers.rounds) {
         let Numbers { batch, samples, asked, .. } = data.numbers;
-        // As many sequences in a step, and as many steps, whatever is learned of a task.
+        // As many steps, and about as many tokens in each, whatever is learned of a task: of its candidates, some of which
+        // repeat others, two are left on average.
         let steps = (asked / batch) as u64;
-        let per_step = batch * (samples + 1);
+        let per_step = 2 * batch;
         let writer = if way.iterates { &decoder } else { &first };
         let (sequences, groups, rows, rate) = match way.lesson {
             Learned::Own => {
@@ -403,7 +414,7 @@ fn rounds(arm: &str, lab: &Lab<'_>) -> Result<Outcome, MethodError> {
             Learned::Ranks => {
                 let (sequences, groups) = lessons(lab, &data, &way, writer, round, &mut outcome)?;
                 // Groups of more candidates: fewer in a step.
-                let rows = way.once.map_or(batch, |candidates| per_step / (candidates + 1));
+                let rows = way.once.map_or(batch, |candidates| batch * (samples + 1) / (candidates + 1));
                 (sequences, groups, rows, data.numbers.rank_rate)
             }
         };
@@ -466,7 +477,7 @@ impl Reproduction for Itertl {
             Arm { name: "start", needs: &[], role: Shared, what: "learns the tasks' own answers, 30 % of them wrong" },
             arm("itertl", Method, "three rounds, each with candidates of its own model, ranked"),
             arm("offline", Baseline, "the same with candidates of the first model (RTLCoder)"),
-            arm("sft", Baseline, "the tasks' own answers again, as many sequences"),
+            arm("sft", Baseline, "the tasks' own answers again, about as many tokens"),
             arm("rejection", Baseline, "imitates a right one of the first model's candidates"),
             arm("shuffled", Control, "itertl, the candidates' scores exchanged at random"),
         ];

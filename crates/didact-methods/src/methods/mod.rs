@@ -6,7 +6,6 @@ pub mod few_shot_evaluation;
 pub mod hyperfitting;
 pub mod itertl;
 pub mod skill_it;
-pub mod toolace_r;
 
 use crate::reproduce::{ReproduceError, Reproduction};
 use serde::Serialize;
@@ -39,14 +38,13 @@ impl std::fmt::Debug for Method {
     }
 }
 
-const METHODS: [&Method; 7] = [
+const METHODS: [&Method; 6] = [
     &continual_pretraining::METHOD,
     &dataset_decomposition::METHOD,
     &few_shot_evaluation::METHOD,
     &hyperfitting::METHOD,
     &itertl::METHOD,
     &skill_it::METHOD,
-    &toolace_r::METHOD,
 ];
 
 /// All methods, in the order to show them.

@@ -638,6 +638,7 @@ pub(super) fn check(settings: &Settings, refuse: &Refuse<'_>) -> Result<(), Reci
         | Settings::ContinuePretrainingText(_)
         | Settings::FewShot(_)
         | Settings::Itertl(_)
+        | Settings::Toolace(_)
         | Settings::Hyperfitting(_) => {}
     }
     Ok(())

@@ -20,8 +20,8 @@ pub use mixed::{
     SkillsSetting, SkillsTable, SourceTable, SourcesTable, TailTable, WindowTable, WindowUnitTable,
 };
 pub use rounds::{
-    CheckerKind, ItertlSettings, ItertlTable, Lesson, PROMPT, RoundsTable, Start, Target, TaskFormat, TasksTable,
-    VerifyTable,
+    CheckerKind, ItertlSettings, ItertlTable, Lesson, PROMPT, RoundsTable, SelectRule, Start, Target, TaskFormat,
+    TasksTable, ToolaceSettings, ToolaceTable, VerifyTable,
 };
 pub use settings::{
     DataRecipeSettings, DataSettings, EvalSettings, ExportDtype, ExportSettings, GenerateSettings, ModelSource,
@@ -72,6 +72,8 @@ pub enum Settings {
     Mixture(Box<MixtureRecipeSettings>),
     /// `itertl`.
     Itertl(Box<ItertlSettings>),
+    /// `toolace-r`.
+    Toolace(Box<ToolaceSettings>),
 }
 
 /// The tables that every recipe has.
@@ -120,6 +122,7 @@ impl Settings {
             Self::Hyperfitting(s) => common!(s),
             Self::Mixture(s) => common!(s),
             Self::Itertl(s) => common!(s),
+            Self::Toolace(s) => common!(s),
         }
     }
 }
@@ -196,6 +199,7 @@ pub fn json_schema(method: Method) -> Value {
         Method::Hyperfitting => schema_of::<HyperfittingSettings>(),
         Method::Mixture => schema_of::<MixtureRecipeSettings>(),
         Method::Itertl => schema_of::<ItertlSettings>(),
+        Method::Toolace => schema_of::<ToolaceSettings>(),
     }
 }
 
@@ -226,6 +230,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Method::Hyperfitting => Settings::Hyperfitting(Box::new(typed(&document)?)),
         Method::Mixture => Settings::Mixture(Box::new(typed(&document)?)),
         Method::Itertl => Settings::Itertl(Box::new(typed(&document)?)),
+        Method::Toolace => Settings::Toolace(Box::new(typed(&document)?)),
     };
     check(&settings, &document)?;
     let (name, resolved) = match &settings {
@@ -240,6 +245,7 @@ pub fn read(text: &str, origin: &str, overrides: &[(String, String)]) -> Result<
         Settings::Hyperfitting(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Mixture(s) => (s.name.clone(), resolved(s.as_ref())),
         Settings::Itertl(s) => (s.name.clone(), resolved(s.as_ref())),
+        Settings::Toolace(s) => (s.name.clone(), resolved(s.as_ref())),
     };
     let name = name.unwrap_or_else(|| named.name.to_owned());
     Ok(Recipe { named, origin: origin.to_owned(), name, settings, resolved })
@@ -353,6 +359,7 @@ fn check(settings: &Settings, document: &Document) -> Result<(), RecipeError> {
         }
         Settings::Hyperfitting(s) => hyperfit::check(s, &refuse)?,
         Settings::Itertl(s) => rounds::check_itertl(s, &refuse)?,
+        Settings::Toolace(s) => rounds::check_toolace(s, &refuse)?,
         _ => mixed::check(settings, &refuse)?,
     }
     Ok(())

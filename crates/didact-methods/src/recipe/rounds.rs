@@ -257,6 +257,92 @@ pub struct ItertlTable {
     pub ranking: Ranking,
 }
 
+/// Which tasks a round of `toolace-r` learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SelectRule {
+    /// Those that the model solved at least once.
+    #[default]
+    Solvable,
+    /// Those that it solved as often as `band` says.
+    Band,
+    /// All of them.
+    All,
+}
+
+/// The method's own table `[toolace]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ToolaceTable {
+    /// Which tasks are learned from.
+    pub select: SelectRule,
+    /// `select = "band"`: the smallest and the largest share of right answers.
+    pub band: [f64; 2],
+    /// Whether the model's own attempts, with the request to look at them again, are learned, too.
+    pub attempts: bool,
+    /// Share of the tasks of which a right attempt is learned to be kept as it is.
+    pub right_attempts: f64,
+    /// Share of the tasks to learn in the first round as the data has them, if most answers cannot even be read.
+    pub warmup: f64,
+    /// What is said after an attempt, in training, in evaluation, and by `didact generate --refine`.
+    pub instruction: String,
+    /// Steps of refinement when held-out tasks are measured, at most; 0 does not refine.
+    pub refine_steps: usize,
+}
+
+impl Default for ToolaceTable {
+    fn default() -> Self {
+        Self {
+            select: SelectRule::Solvable,
+            band: [0.01, 0.99],
+            attempts: true,
+            right_attempts: 1.0,
+            warmup: 0.2,
+            instruction: crate::refine::INSTRUCTION.to_owned(),
+            refine_steps: 5,
+        }
+    }
+}
+
+recipe_settings! {
+    /// The recipe `toolace-r`.
+    ToolaceSettings {
+        /// What the model is asked.
+        tasks: TasksTable,
+        /// How answers are judged.
+        verify: VerifyTable,
+        /// How rounds go.
+        rounds: RoundsTable,
+        /// What is learned.
+        toolace: ToolaceTable,
+        /// Rows to mix in.
+        data: DataSettings,
+    }
+}
+
+/// Ranges and rules between keys; opens nothing.
+pub(super) fn check_toolace(settings: &ToolaceSettings, refuse: &Refuse<'_>) -> Result<(), RecipeError> {
+    let ToolaceSettings { tasks, verify, rounds, toolace, data, train, eval, .. } = settings;
+    check_rounds(tasks, verify, rounds, data, (train, eval), refuse)?;
+    let [low, high] = toolace.band;
+    if !(0.0 <= low && low <= high && high <= 1.0) {
+        let message = format!("is [{low}, {high}], expected two shares from 0 to 1, the smaller first");
+        return Err(refuse("toolace.band", message));
+    }
+    if toolace.select != SelectRule::Band && toolace.band != ToolaceTable::default().band {
+        return Err(refuse("toolace.band", "is read only with `toolace.select = \"band\"`; remove it".into()));
+    }
+    for (key, share) in [("right_attempts", toolace.right_attempts), ("warmup", toolace.warmup)] {
+        if !(0.0..=1.0).contains(&share) {
+            return Err(refuse(&format!("toolace.{key}"), format!("is {share}, expected a share from 0 to 1")));
+        }
+    }
+    if toolace.instruction.trim().is_empty() {
+        return Err(refuse("toolace.instruction", "is empty".into()));
+    }
+    Ok(())
+}
+
 recipe_settings! {
     /// The recipe `itertl`.
     ItertlSettings {
@@ -275,7 +361,8 @@ recipe_settings! {
 
 /// Ranges and rules between keys; opens nothing.
 pub(super) fn check_itertl(settings: &ItertlSettings, refuse: &Refuse<'_>) -> Result<(), RecipeError> {
-    check_rounds(&settings.tasks, &settings.verify, &settings.rounds, &settings.data, &settings.train, refuse)?;
+    let ItertlSettings { tasks, verify, rounds, data, train, eval, .. } = settings;
+    check_rounds(tasks, verify, rounds, data, (train, eval), refuse)?;
     if let Err((key, found, expected)) = settings.itertl.ranking.validate() {
         return Err(refuse(&format!("itertl.ranking.{key}"), format!("is {found}, expected {expected}")));
     }
@@ -294,9 +381,12 @@ fn check_rounds(
     verify: &VerifyTable,
     rounds: &RoundsTable,
     data: &DataSettings,
-    train: &TrainConfig,
+    (train, eval): (&TrainConfig, &EvalSettings),
     refuse: &Refuse<'_>,
 ) -> Result<(), RecipeError> {
+    if *eval != EvalSettings::default() {
+        return Err(refuse("eval", "is not read by recipes that work in rounds; see `rounds.eval_samples`".into()));
+    }
     if tasks.path.is_none() {
         return Err(refuse("tasks.path", "missing; name the file of tasks".into()));
     }

@@ -41,7 +41,7 @@ fn every_named_recipe_reads_and_names_itself() {
             "quickstart" => &[],
             "continual-pretraining" => &["data.new", "data.old"],
             "mixture" => &["sources.a"],
-            "itertl" => &["tasks.path"],
+            "itertl" | "toolace-r" => &["tasks.path"],
             _ => &["data.path"],
         };
         let overrides: Vec<_> = given.iter().map(|key| ((*key).to_owned(), "x.jsonl".to_owned())).collect();

@@ -1,5 +1,6 @@
 //! What is learned from a round's answers.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use didact_core::example::Example;
@@ -276,21 +277,28 @@ pub fn itertl(table: &ItertlTable, tasks: &[&Task], judged: &[Judged], round: u6
     (groups, selection)
 }
 
-/// A share of the groups of earlier rounds, drawn by the streams; of a task that several rounds learned from, the newest.
+/// What earlier rounds learned of a share of their tasks, drawn by the streams; of a task that several rounds learned from, the
+/// newest. What this round learns from is left out.
 pub fn replayed(earlier: Vec<Group>, now: &[Group], share: f64, streams: &Streams) -> Vec<Group> {
     let fresh: BTreeSet<&str> = now.iter().map(|group| group.id.as_str()).collect();
-    let mut newest: BTreeMap<String, Group> = BTreeMap::new();
+    let mut newest: BTreeMap<String, Vec<Group>> = BTreeMap::new();
     for group in earlier.into_iter().filter(|group| group.source == Source::Round) {
-        if fresh.contains(group.id.as_str()) || newest.get(&group.id).is_some_and(|known| known.round > group.round) {
+        if fresh.contains(group.id.as_str()) {
             continue;
         }
-        newest.insert(group.id.clone(), group);
+        let known = newest.entry(group.id.clone()).or_default();
+        match known.first().map(|first| first.round.cmp(&group.round)) {
+            Some(Ordering::Greater) => continue,
+            Some(Ordering::Less) => known.clear(),
+            Some(Ordering::Equal) | None => {}
+        }
+        known.push(Group { source: Source::Replay, ..group });
     }
-    let mut all: Vec<Group> = newest.into_values().map(|group| Group { source: Source::Replay, ..group }).collect();
+    let mut all: Vec<Vec<Group>> = newest.into_values().collect();
     all.shuffle(&mut streams.rng("replay", &[]));
     let count = (share * all.len() as f64).round() as usize;
     all.truncate(count);
-    all
+    all.into_iter().flatten().collect()
 }
 
 /// What became of a task in each round that asked it.

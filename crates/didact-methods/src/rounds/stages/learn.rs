@@ -7,14 +7,14 @@ use didact_core::seed::Streams;
 use didact_core::sequence::Sequence;
 use didact_core::stage::StageContext;
 use didact_data::batch::TrainingSet;
-use didact_data::encode::{EncodeOptions, Encoder, LongText, TrainOn as On};
+use didact_data::encode::{EncodeOptions, Encoded, Encoder, LongText, TrainOn as On};
 use didact_data::packing::Packing;
 use didact_data::store::{Origin, SequenceStore, SequenceWriter};
 use didact_train::{Objective, RankedGroup, Session, Trainer};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::{Lessons, RoundPlan, RoundStage, Step, TRAINING, imitates, newest};
+use super::{Lessons, RoundPlan, RoundStage, Step, TRAINING, imitates, input, newest};
 use crate::error::MethodError;
 use crate::model_source::ModelHandle;
 use crate::recipe::{DataSettings, Start, TrainOn};
@@ -101,7 +101,7 @@ pub(super) fn encode(
             |example: Example| SourcedExample { example, source: group.id.clone(), path: TRAINING.to_owned(), row };
         if group.source == Source::Data {
             for scored in &group.answers {
-                for encoded in rows.encode(&sourced(scored.example.clone()))?.into_iter().filter(|e| e.has_targets()) {
+                for encoded in rows.encode(&sourced(scored.example.clone()))?.into_iter().filter(Encoded::has_targets) {
                     writer.push(&Sequence::joined(vec![encoded.sequence]), origin)?;
                     found.groups.push(RankedGroup { scores: vec![1.0], reference: 0 });
                 }
@@ -111,7 +111,7 @@ pub(super) fn encode(
         let (mut parts, mut scores, mut target) = (Vec::new(), Vec::new(), None);
         for (number, scored) in group.answers.iter().enumerate() {
             let last = answers.encode(&sourced(scored.example.clone()))?.pop();
-            let Some(encoded) = last.filter(|encoded| encoded.has_targets()) else {
+            let Some(encoded) = last.filter(Encoded::has_targets) else {
                 found.answers_dropped += 1;
                 continue;
             };
@@ -180,7 +180,7 @@ impl RoundStage {
     /// Trains on what was chosen; with nothing chosen, writes nothing, and the model stays as it is.
     pub(super) fn learn(&self, context: &StageContext<'_>, round: u64) -> Result<(), MethodError> {
         let plan = &self.plan;
-        let groups: Vec<Group> = read_jsonl(&self.input(context, Step::Select(round)).join(TRAINING))?;
+        let groups: Vec<Group> = read_jsonl(&input(context, Step::Select(round)).join(TRAINING))?;
         let (store, encoded) = encode(plan, groups, &context.work_dir)?;
         if encoded.groups.is_empty() {
             let text = format!("round {round}: nothing was worth learning; the model stays as it is");
@@ -193,6 +193,7 @@ impl RoundStage {
         let objective = match &plan.lessons {
             lessons if imitates(lessons) => Objective::NextToken,
             Lessons::Itertl(table) => Objective::Ranking { ranking: &table.ranking, groups: &encoded.groups },
+            Lessons::Toolace(_) => Objective::NextToken,
         };
         let trainer = Trainer::new(&mut decoder, &set, Vec::new(), &plan.train, Session::from(context));
         let outcome = trainer.with_objective(objective).run()?;

@@ -17,11 +17,12 @@ mod measure;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use didact_core::cancel::Cancel;
 use didact_core::files;
-use didact_core::generate::Sampling;
+use didact_core::generate::{Generator, Sampling};
 use didact_core::hash::{Digest, hash_bytes};
 use didact_core::progress::Level;
 use didact_core::seed::Streams;
@@ -36,11 +37,14 @@ use super::ask::{self, Judged, Known, Sample};
 use super::checker::Checker;
 use super::progress::Decision;
 use super::select::{self, Group, History, OWN, Selection};
+use super::solvable;
 use super::tasks::{self, Task, TaskSet};
 use crate::error::MethodError;
 use crate::meter::Meter;
 use crate::model_source::ModelHandle;
-use crate::recipe::{DataSettings, GenerateSettings, ItertlTable, Lesson, RoundsTable, Target, TasksTable};
+use crate::recipe::{
+    DataSettings, GenerateSettings, ItertlTable, Lesson, RoundsTable, Target, TasksTable, ToolaceTable,
+};
 use crate::stages::evaluate::STREAMS;
 use crate::stages::{read_json, read_jsonl, train, write_json, write_jsonl};
 
@@ -80,6 +84,8 @@ const VERDICT_LOG: &str = "verdicts.log";
 pub enum Lessons {
     /// Candidates are ranked, or the best imitated.
     Itertl(ItertlTable),
+    /// What can just about be solved is imitated, and own attempts are looked at again.
+    Toolace(ToolaceTable),
 }
 
 /// Everything that the stages of rounds share.
@@ -166,14 +172,14 @@ impl Step {
 /// One step of one round.
 #[derive(Debug, Clone)]
 pub struct RoundStage {
-    plan: Arc<RoundPlan>,
+    plan: Rc<RoundPlan>,
     step: Step,
     name: String,
 }
 
 impl RoundPlan {
     /// All stages, in order.
-    pub fn stages(self: &Arc<Self>) -> Vec<Box<dyn Stage>> {
+    pub fn stages(self: &Rc<Self>) -> Vec<Box<dyn Stage>> {
         let mut steps = vec![Step::Tasks, Step::Evaluate(0)];
         for round in 1..=self.rounds.count {
             steps.extend([
@@ -184,7 +190,7 @@ impl RoundPlan {
                 Step::Evaluate(round),
             ]);
         }
-        let stage = |step: Step| Box::new(RoundStage { plan: Arc::clone(self), step, name: step.name() });
+        let stage = |step: Step| Box::new(RoundStage { plan: Rc::clone(self), step, name: step.name() });
         steps.into_iter().map(|step| stage(step) as Box<dyn Stage>).collect()
     }
 
@@ -200,6 +206,7 @@ impl RoundPlan {
     fn judges_own(&self) -> bool {
         match &self.lessons {
             Lessons::Itertl(table) => table.filter || table.target == Target::Best,
+            Lessons::Toolace(_) => false,
         }
     }
 
@@ -220,6 +227,36 @@ pub(crate) fn newest<'a>(context: &'a StageContext<'_>, round: u64) -> Option<&'
     (1..=round).rev().map(trained).find(is_there)
 }
 
+/// Where a step of this run left its work.
+fn input<'a>(context: &'a StageContext<'_>, step: Step) -> &'a Path {
+    context.input(&step.name())
+}
+
+/// The tasks of a file that the stage `tasks` wrote.
+fn tasks_of(context: &StageContext<'_>, file: &str) -> Result<Vec<Task>, MethodError> {
+    read_jsonl(&input(context, Step::Tasks).join(file))
+}
+
+/// Answers sampled to learn from, up to a round.
+fn spent(context: &StageContext<'_>, round: u64) -> Result<u64, MethodError> {
+    let sampled = |round| -> Result<u64, MethodError> {
+        let selection: Selection = read_json(&input(context, Step::Select(round)).join(SELECTION))?;
+        Ok(selection.sampled as u64)
+    };
+    (1..=round).try_fold(0, |sum, round| Ok(sum + sampled(round)?))
+}
+
+/// Removes the logs of a stage whose work is written down.
+fn tidy(context: &StageContext<'_>, logs: &[&str]) -> Result<(), MethodError> {
+    for log in logs {
+        let path: PathBuf = context.work_dir.join(log);
+        if path.exists() {
+            files::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 fn stopped(context: &StageContext<'_>) -> MethodError {
     MethodError::Stopped { run_dir: context.run.root().to_owned() }
 }
@@ -229,14 +266,10 @@ fn content(label: &str, digest: Digest) -> StageInput {
 }
 
 impl RoundStage {
-    fn input<'a>(&self, context: &'a StageContext<'_>, step: Step) -> &'a Path {
-        context.input(&step.name())
-    }
-
     /// Why this round is not begun, if so.
     fn why_not(&self, context: &StageContext<'_>) -> Result<Option<Decision>, MethodError> {
         let Some(before) = self.step.round().checked_sub(1) else { return Ok(None) };
-        let decision: Decision = read_json(&self.input(context, Step::Evaluate(before)).join(DECISION))?;
+        let decision: Decision = read_json(&input(context, Step::Evaluate(before)).join(DECISION))?;
         Ok(decision.stop.is_some().then_some(decision))
     }
 
@@ -270,13 +303,9 @@ impl RoundStage {
         Ok(())
     }
 
-    fn tasks(&self, context: &StageContext<'_>, file: &str) -> Result<Vec<Task>, MethodError> {
-        read_jsonl(&self.input(context, Step::Tasks).join(file))
-    }
-
     /// Asks the tasks of this round. Answers are on disk one by one.
     fn sample(&self, context: &StageContext<'_>, round: u64) -> Result<(), MethodError> {
-        let all = self.tasks(context, TRAIN)?;
+        let all = tasks_of(context, TRAIN)?;
         let chosen = tasks::dealt(all.len(), self.plan.rounds.tasks, round, &self.plan.streams);
         let asked: Vec<&Task> = chosen.iter().map(|&task| &all[task]).collect();
         write_jsonl(&context.work_dir.join(PROMPTS), &asked)?;
@@ -294,26 +323,32 @@ impl RoundStage {
             seed: seeds.key("answer", &[chosen[task] as u64, number as u64]),
             ..Sampling::default()
         };
-        let found = self.answers(context, &decoder, &asked, samples, sampling)?;
+        let generator = self.asking(context, &decoder)?;
+        drop(decoder);
+        let found = self.answers(context, &generator, &asked, samples, sampling)?;
         write_jsonl(&context.work_dir.join(SAMPLES), &found)?;
-        self.tidy(context, &[ANSWER_LOG])
+        tidy(context, &[ANSWER_LOG])
     }
 
-    /// Answers to tasks, in their order, those that an interrupted attempt left not asked again.
+    /// A model to ask, whose answers are on disk one by one.
+    fn asking(&self, context: &StageContext<'_>, decoder: &Decoder) -> Result<Journaled<LocalGenerator>, MethodError> {
+        let generator = self.plan.generator(decoder)?;
+        // The stage's key says which model it is: its work directory is emptied when that changes.
+        Ok(Journaled::open(generator, hash_bytes(b"model"), &context.work_dir.join(ANSWER_LOG))?)
+    }
+
+    /// Answers to tasks, in their order.
     fn answers(
         &self,
         context: &StageContext<'_>,
-        decoder: &Decoder,
+        generator: &dyn Generator,
         asked: &[&Task],
         samples: usize,
         sampling: impl Fn(usize, usize) -> Sampling,
     ) -> Result<Vec<Sample>, MethodError> {
-        let generator = self.plan.generator(decoder)?;
-        // The stage's key says which model it is: its work directory is emptied when that changes.
-        let generator = Journaled::open(generator, hash_bytes(b"model"), &context.work_dir.join(ANSWER_LOG))?;
         let total = (asked.len() * samples) as u64;
         let mut heard = |done| context.reporter.count(&self.name, "answers", done, Some(total));
-        let found = ask::ask(&generator, &self.name, asked, samples, sampling, &context.cancel, &mut heard)?;
+        let found = ask::ask(generator, &self.name, asked, samples, sampling, &context.cancel, &mut heard)?;
         found.ok_or_else(|| stopped(context))
     }
 
@@ -336,7 +371,7 @@ impl RoundStage {
 
     /// Judges the round's answers.
     fn verify(&self, context: &StageContext<'_>, round: u64) -> Result<(), MethodError> {
-        let sampled = self.input(context, Step::Sample(round));
+        let sampled = input(context, Step::Sample(round));
         let asked: Vec<Task> = read_jsonl(&sampled.join(PROMPTS))?;
         let asked: Vec<&Task> = asked.iter().collect();
         let mut samples: Vec<Sample> = read_jsonl(&sampled.join(SAMPLES))?;
@@ -349,7 +384,7 @@ impl RoundStage {
         }
         let mut known = Known::new();
         for earlier in 1..round {
-            let judged: Vec<Judged> = read_jsonl(&self.input(context, Step::Verify(earlier)).join(VERDICTS))?;
+            let judged: Vec<Judged> = read_jsonl(&input(context, Step::Verify(earlier)).join(VERDICTS))?;
             let lasting = judged.into_iter().filter(|answer| {
                 answer.verdict.score.is_some()
                     && !self.plan.checker.volatile.contains(&answer.verdict.category.as_str())
@@ -358,21 +393,29 @@ impl RoundStage {
         }
         let judged = self.verdicts(context, &asked, samples, &known, &context.cancel)?;
         write_jsonl(&context.work_dir.join(VERDICTS), &judged)?;
-        self.tidy(context, &[VERDICT_LOG])
+        tidy(context, &[VERDICT_LOG])
     }
 
     /// Chooses what is learned.
     fn select(&self, context: &StageContext<'_>, round: u64) -> Result<(), MethodError> {
-        let asked: Vec<Task> = read_jsonl(&self.input(context, Step::Sample(round)).join(PROMPTS))?;
+        let asked: Vec<Task> = read_jsonl(&input(context, Step::Sample(round)).join(PROMPTS))?;
         let asked: Vec<&Task> = asked.iter().collect();
-        let judged: Vec<Judged> = read_jsonl(&self.input(context, Step::Verify(round)).join(VERDICTS))?;
+        let judged: Vec<Judged> = read_jsonl(&input(context, Step::Verify(round)).join(VERDICTS))?;
+        let streams = self.plan.streams.child("selection", &[round]);
         let (mut groups, mut selection) = match &self.plan.lessons {
             Lessons::Itertl(table) => select::itertl(table, &asked, &judged, round),
+            Lessons::Toolace(table) => {
+                let (groups, selection, note) = solvable::chosen(table, &asked, &judged, round, &streams);
+                if let Some(note) = note {
+                    context.reporter.message(Level::Warning, &note);
+                }
+                (groups, selection)
+            }
         };
         let mut earlier: Vec<Group> = Vec::new();
         let mut history: Vec<History> = Vec::new();
         for before in 1..round {
-            let dir = self.input(context, Step::Select(before));
+            let dir = input(context, Step::Select(before));
             if self.plan.rounds.replay > 0.0 {
                 earlier.extend(read_jsonl::<Group>(&dir.join(TRAINING))?);
             }
@@ -381,7 +424,6 @@ impl RoundStage {
             }
         }
         let history = select::remembered(history, &judged, &groups, round);
-        let streams = self.plan.streams.child("selection", &[round]);
         let replayed = select::replayed(earlier, &groups, self.plan.rounds.replay, &streams);
         selection.replayed = replayed.len();
         groups.extend(replayed);
@@ -397,26 +439,6 @@ impl RoundStage {
         write_jsonl(&context.work_dir.join(TRAINING), &groups)?;
         write_jsonl(&context.work_dir.join(HISTORY), &history)?;
         write_json(&context.work_dir.join(SELECTION), &selection)
-    }
-
-    /// Answers sampled to learn from, up to a round.
-    fn spent(&self, context: &StageContext<'_>, round: u64) -> Result<u64, MethodError> {
-        let sampled = |round| -> Result<u64, MethodError> {
-            let selection: Selection = read_json(&self.input(context, Step::Select(round)).join(SELECTION))?;
-            Ok(selection.sampled as u64)
-        };
-        (1..=round).try_fold(0, |sum, round| Ok(sum + sampled(round)?))
-    }
-
-    /// Removes the logs of a stage whose work is written down.
-    fn tidy(&self, context: &StageContext<'_>, logs: &[&str]) -> Result<(), MethodError> {
-        for log in logs {
-            let path: PathBuf = context.work_dir.join(log);
-            if path.exists() {
-                files::remove_file(path)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -438,6 +460,7 @@ impl Stage for RoundStage {
         let rounds = &plan.rounds;
         let lessons = match &plan.lessons {
             Lessons::Itertl(table) => json!({ "itertl": table }),
+            Lessons::Toolace(table) => json!({ "toolace": table }),
         };
         match self.step {
             Step::Tasks => json!({ "tasks": plan.tasks }),
@@ -470,6 +493,10 @@ impl Stage for RoundStage {
                 "top_p": rounds.top_p,
                 "max_tokens": plan.generate.max_tokens,
                 "shown": plan.generate.samples,
+                "refine": match &plan.lessons {
+                    Lessons::Toolace(table) => json!([table.refine_steps, table.instruction]),
+                    Lessons::Itertl(_) => Value::Null,
+                },
                 "patience": rounds.patience,
                 "max_answers": rounds.max_answers,
                 "tasks": rounds.tasks,
@@ -538,5 +565,6 @@ impl Stage for RoundStage {
 pub(crate) fn imitates(lessons: &Lessons) -> bool {
     match lessons {
         Lessons::Itertl(table) => table.lesson == Lesson::Best,
+        Lessons::Toolace(_) => true,
     }
 }

@@ -4,6 +4,7 @@ use didact_core::seed::Streams;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The token that begins a prompt and ends an answer.
 pub const END: u32 = 0;
@@ -185,9 +186,9 @@ pub fn text(ids: &[u32]) -> String {
 /// What a task asks for, and what answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RtlTask {
-    /// Description and header.
+    /// The description, and how wide the ports are: the header follows from both.
     pub prompt: String,
-    /// The module's header alone.
+    /// The module's header.
     pub header: String,
     /// Whether there are a clock, a reset and an enable.
     pub clocked: bool,
@@ -388,11 +389,17 @@ impl World {
         Self { streams: *streams, noise }
     }
 
+    /// Tasks of a set without end, none of whose prompts is in `held_out`. Prompts may come again, with another answer.
+    pub fn draws<'a>(&'a self, set: &'a str, held_out: &'a BTreeSet<String>) -> impl Iterator<Item = RtlTask> + 'a {
+        let drawn = (0..).map(move |number| self.task(&mut self.streams.rng(set, &[number])));
+        drawn.filter(move |task| !held_out.contains(&task.prompt))
+    }
+
     /// `count` different tasks of a set; no prompt is in `seen`, and all are added to it.
     ///
     /// # Panics
     /// If the language has not so many.
-    pub fn tasks(&self, set: &str, count: usize, seen: &mut std::collections::BTreeSet<String>) -> Vec<RtlTask> {
+    pub fn tasks(&self, set: &str, count: usize, seen: &mut BTreeSet<String>) -> Vec<RtlTask> {
         let mut tasks = Vec::with_capacity(count);
         for number in 0..100 * count as u64 {
             let task = self.task(&mut self.streams.rng(set, &[number]));
@@ -413,7 +420,7 @@ impl World {
 
     fn expression(is_wrong: bool, rng: &mut impl Rng) -> RtlTask {
         let width = if rng.random_bool(0.5) { 4 } else { 1 };
-        let depth = *[1, 2, 2, 3].choose(rng).unwrap_or(&1);
+        let depth = *[1, 1, 1, 2].choose(rng).unwrap_or(&1);
         let is_bit = rng.random_bool(0.3);
         let op = if is_bit {
             TO_BIT[rng.random_range(0..TO_BIT.len())]
@@ -428,7 +435,8 @@ impl World {
         let golden = body(&tree);
         let answer = if is_wrong { body(&tree.mistaken(rng)) } else { golden.clone() };
         let answer = if is_wrong { Self::noisy(answer, &golden, rng) } else { answer };
-        let prompt = format!("// y is {} {header}", tree.described(rng));
+        let bits = if width == 4 { "four bits" } else { "one bit" };
+        let prompt = format!("y is {} {bits}", tree.described(rng));
         RtlTask { prompt, header, clocked: false, width, golden, answer }
     }
 
@@ -436,14 +444,8 @@ impl World {
         let reset = Reset { asynchronous: rng.random_bool(0.5), active_high: rng.random_bool(0.5) };
         let kind = rng.random_range(0..7);
         let width: u8 = match kind {
-            0 => {
-                if rng.random_bool(0.5) {
-                    4
-                } else {
-                    1
-                }
-            }
-            1..=4 => 4,
+            0 if rng.random_bool(0.5) => 1,
+            0..=4 => 4,
             _ => 1,
         };
         let most = rng.random_range(0..NUMBERS.len());
@@ -497,7 +499,8 @@ impl World {
             };
             answer = Self::noisy(mistaken, &golden, rng);
         }
-        let prompt = format!("// y is {description} {} {header}", reset.described());
+        let bits = if width == 4 { "four bits" } else { "one bit" };
+        let prompt = format!("y is {description} {} {bits}", reset.described());
         RtlTask { prompt, header, clocked: true, width, golden, answer }
     }
 
