@@ -73,7 +73,9 @@ impl Selection {
         if tasks.len() > 1 && self.groups.iter().all(|group| group.name != name) {
             self.groups.push(Group { name: name.to_owned(), tasks: names });
         }
-        tasks.into_iter().for_each(|task| self.add(task));
+        for task in tasks {
+            self.add(task);
+        }
     }
 }
 
@@ -105,7 +107,9 @@ pub fn select<S: AsRef<str>>(names: &[S]) -> Result<Selection, EvalError> {
                 let own = tasks.iter().filter(|task| task.file.tag.contains(tag)).cloned().collect();
                 selection.add_group(tag, own);
             }
-            tasks.into_iter().for_each(|task| selection.add(task));
+            for task in tasks {
+                selection.add(task);
+            }
         } else {
             return Err(no_task(name));
         }

@@ -6,13 +6,15 @@ mod common;
 use common::World;
 use serde_json::{Value, json};
 
+/// Rows as JSON lines.
+fn lines(rows: impl Iterator<Item = Value>) -> String {
+    rows.map(|row| row.to_string()).collect::<Vec<_>>().join("\n")
+}
+
 /// A task of rows that are asked with two choices, and one that is generated.
 fn tasks(world: &World) {
-    let rows: String = (0..40)
-        .map(|i| {
-            format!("{}\n", json!({"q": format!("add {i}"), "right": (i + 1).to_string(), "wrong": "no", "gold": 0}))
-        })
-        .collect();
+    let row = |i: usize| json!({"q": format!("add {i}"), "right": (i + 1).to_string(), "wrong": "no", "gold": 0});
+    let rows = lines((0..40).map(row));
     world.write("rows.jsonl", &rows);
     world.write(
         "choice.toml",
@@ -118,7 +120,7 @@ fn examples_are_drawn_dropped_and_counted() {
 fn questions_in_training_text_are_found() {
     let world = World::new();
     let long = |i: usize| format!("q {i} a b c d e f g h j k {}", ["l", "m", "n"][i % 3]);
-    let rows: String = (0..40).map(|i| format!("{}\n", json!({"q": long(i), "a": "word"}))).collect();
+    let rows = lines((0..40).map(|i| json!({"q": long(i), "a": "word"})));
     world.write("rows.jsonl", &rows);
     world.write(
         "long.toml",
@@ -187,7 +189,7 @@ fn a_recipe_asks_tasks_before_and_after() {
         "--set",
         "data.path=text.jsonl",
     ];
-    let text: String = (0..24).map(|i| format!("{}\n", json!({"text": format!("add {i} is {}", i + 1)}))).collect();
+    let text = lines((0..24).map(|i| json!({"text": format!("add {i} is {}", i + 1)})));
     world.write("text.jsonl", &text);
     let report = world.json(&run, 0);
     let text = report.to_string();

@@ -103,7 +103,7 @@ pub(crate) fn run(args: &EvalArgs, global: &Global, output: &Output) -> anyhow::
     }
     let streams = Streams::new(global.seed.unwrap_or(SEED)).child("compare", &[]);
     let (Some(first), false) = (args.model.as_ref().or(args.compare.first()), args.tasks.is_empty()) else {
-        return compare_results(args, &streams, output);
+        return compare_results(args, streams, output);
     };
     let second = if args.model.is_some() { args.compare.first() } else { args.compare.get(1) };
     if args.model.is_some() && args.compare.len() > 1 {
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &EvalArgs, global: &Global, output: &Output) -> anyhow::
         cancel: Cancel::new(),
     };
     signals::watch(&evaluation.cancel)?;
-    match evaluation.all(first, second.map(String::as_str), &streams) {
+    match evaluation.all(first, second.map(String::as_str), streams) {
         Err(error) if matches!(error.downcast_ref(), Some(EvalError::Stopped)) => {
             let kept = if args.no_cache { "" } else { "; what was answered is kept, and the same command goes on" };
             output.note(&format!("stopped{kept}"));
@@ -146,7 +146,7 @@ fn list(output: &Output) -> anyhow::Result<Status> {
 }
 
 /// Two results that are there already.
-fn compare_results(args: &EvalArgs, streams: &Streams, output: &Output) -> anyhow::Result<Status> {
+fn compare_results(args: &EvalArgs, streams: Streams, output: &Output) -> anyhow::Result<Status> {
     let [a, b] = args.compare.as_slice() else {
         return Err(usage("two results are compared, or models with --tasks", "didact eval --compare A B"));
     };
@@ -156,7 +156,7 @@ fn compare_results(args: &EvalArgs, streams: &Streams, output: &Output) -> anyho
         return Err(usage("results that are there are compared as they are: no other option means anything", hint));
     }
     let (a, b) = (Side::read(Path::new(a))?, Side::read(Path::new(b))?);
-    let comparisons = compare::compare(&a, &b, streams)?;
+    let comparisons = compare::compare(&a, &b, &streams)?;
     let document = json!({ "a": a.name, "b": b.name, "comparison": comparisons });
     output.result(&document, || output.table(&compare::table(&a.name, &b.name, &comparisons)))?;
     Ok(Status::Done)
@@ -180,7 +180,7 @@ struct Found {
 }
 
 impl Evaluation<'_> {
-    fn all(&self, first: &str, second: Option<&str>, streams: &Streams) -> anyhow::Result<()> {
+    fn all(&self, first: &str, second: Option<&str>, streams: Streams) -> anyhow::Result<()> {
         let found = self.model(first)?;
         let mut documents: Vec<Value> = Vec::new();
         for (number, found) in found.iter().enumerate() {
@@ -213,7 +213,7 @@ impl Evaluation<'_> {
                 Side::of(&found.name, &found.results)
             };
             let a = Side::of(&first.name, &first.results);
-            let comparisons = compare::compare(&a, &b, streams)?;
+            let comparisons = compare::compare(&a, &b, &streams)?;
             self.print(&compare::table(&a.name, &b.name, &comparisons));
             json!({ "a": a.name, "b": b.name, "comparison": comparisons, "results": documents })
         } else if documents.len() == 1 {
