@@ -303,3 +303,23 @@ pub trait Generator {
         Ok(answers)
     }
 }
+
+impl<G: Generator + ?Sized> Generator for &G {
+    fn generate(
+        &self,
+        requests: &[Request],
+        sink: &mut dyn FnMut(usize, Result<Completion, RequestError>),
+        cancel: &Cancel,
+    ) -> Result<(), GenerateError> {
+        (**self).generate(requests, sink, cancel)
+    }
+
+    fn score(
+        &self,
+        pairs: &[(Prompt, Prompt)],
+        sink: &mut dyn FnMut(usize, Result<TokenLogProbs, RequestError>),
+        cancel: &Cancel,
+    ) -> Result<(), GenerateError> {
+        (**self).score(pairs, sink, cancel)
+    }
+}

@@ -2,8 +2,8 @@
 //!
 //! A question is *dirty* if some run of N of its words, in lower case and without punctuation, stands in a training
 //! document, else *clean*. N is the length that 95 % of the task's texts reach, but at least 8 and at most 13 words
-//! (Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C). Runs are compared by 64-bit hashes; two runs
-//! of a billion would share one with a probability of 5 in 100 by chance alone only beyond 10⁹ × 10⁹ comparisons.
+//! (Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C). Runs are compared by 64-bit hashes and not
+//! again word by word: of a million runs looked for in a billion, two different ones share a hash with a chance of 5 in 100 000.
 
 use crate::error::EvalError;
 use crate::harness::TaskResult;

@@ -86,12 +86,6 @@ pub enum EvalError {
     /// Two results are of different documents or tasks.
     #[error("cannot compare: {0}")]
     Incomparable(String),
-    /// The cache is no cache.
-    #[error("`{}` is no cache of answers", path.display())]
-    Cache {
-        /// The file.
-        path: PathBuf,
-    },
     /// Training text cannot be read.
     #[error(transparent)]
     Training(Box<DataError>),
@@ -101,7 +95,7 @@ pub enum EvalError {
     /// Answers cannot be judged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// The user stopped it; what was answered is in the cache.
+    /// The user stopped it.
     #[error("stopped")]
     Stopped,
 }
@@ -125,8 +119,7 @@ impl Classify for EvalError {
             | Self::NoTask { .. }
             | Self::NoData { .. }
             | Self::Results { .. }
-            | Self::Incomparable(_)
-            | Self::Cache { .. } => Fault::Input,
+            | Self::Incomparable(_) => Fault::Input,
             Self::Generate(_) | Self::Verify(_) | Self::Stopped => Fault::Running,
         }
     }
@@ -142,7 +135,6 @@ impl Classify for EvalError {
                 Some("`didact eval --list` names the tasks; a path to a task file will do, too".into())
             }
             Self::NoData { .. } => Some("docs/evaluation.md says where each ready task's data come from".into()),
-            Self::Cache { .. } => Some("remove it, or use --no-cache".into()),
             Self::TaskFile { .. } => Some("docs/evaluation.md lists the keys of task files".into()),
             _ => None,
         }

@@ -1,7 +1,6 @@
 //! Asking a model all questions of some tasks, and measuring what it says.
 //!
-//! All tasks' requests go to the generator together, so that it can batch over them; equal ones are the cache's business
-//! ([`crate::cache`]). A prompt that is too long for the model loses whole examples from its front, one by one, which is
+//! All tasks' requests go to the generator together, so that it can batch over them; equal ones are its business. A prompt that is too long for the model loses whole examples from its front, one by one, which is
 //! counted; a question that is too long even by itself is an error.
 
 use crate::error::EvalError;

@@ -2,12 +2,10 @@
 //! is real. Prompts, scores and files are those of the lm-evaluation-harness, so that numbers can be compared.
 //!
 //! The way through: a [`task::Task`] is read from a file ([`task::TaskFile`]) or is built in ([`builtin`]);
-//! [`harness::evaluate`] makes its prompts ([`task::prompt`]), asks a `Generator`, through a [`cache`] where one is wanted,
-//! and measures ([`filter`], [`measure`], [`metrics`]); [`results`] writes what came out, [`compare`] sets two models side
+//! [`harness::evaluate`] makes its prompts ([`task::prompt`]), asks a `Generator`, and measures ([`filter`], [`measure`], [`metrics`]); [`results`] writes what came out, [`compare`] sets two models side
 //! by side, [`contamination`] looks for the questions in training text.
 
 pub mod builtin;
-pub mod cache;
 pub mod compare;
 pub mod contamination;
 pub mod error;

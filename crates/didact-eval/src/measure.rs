@@ -216,7 +216,7 @@ pub fn aggregate(aggregation: Aggregation, values: &[&Measured]) -> f64 {
 }
 
 /// Draws for a standard error that has no formula.
-const DRAWS: usize = 1000;
+pub(crate) const DRAWS: usize = 1000;
 
 /// The standard error of a metric over documents: `s / √n` of means, by bootstrap of anything else. `None` for fewer than
 /// two documents.

@@ -2,8 +2,7 @@
 
 use crate::error::EvalError;
 use crate::harness::{EvalOptions, Sample, Score, TaskResult, stringified};
-use crate::measure::{Aggregation, Measured};
-use crate::metrics::statistics::mean;
+use crate::measure::{Aggregation, DRAWS, Measured};
 use crate::python;
 use didact_core::files;
 use didact_core::progress::Table;
@@ -157,7 +156,7 @@ pub fn document(results: &[TaskResult], groups: &[Group], options: &EvalOptions,
             "device": "cpu",
             "use_cache": about.from_cache > 0,
             "limit": options.limit,
-            "bootstrap_iters": 1000,
+            "bootstrap_iters": DRAWS,
             "gen_kwargs": Value::Null,
             "random_seed": options.seed,
             "numpy_seed": options.seed,
@@ -332,7 +331,7 @@ pub fn remarks(results: &[TaskResult]) -> Vec<String> {
     for result in results {
         if result.shortened.0 > 0 {
             let (prompts, examples) = result.shortened;
-            let lost = mean(&[examples as f64 / prompts as f64]);
+            let lost = examples as f64 / prompts as f64;
             out.push(format!(
                 "{}: {prompts} of {} prompts were too long for the model and lost {lost:.1} examples each, from the front",
                 result.task,

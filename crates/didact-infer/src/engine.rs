@@ -108,17 +108,8 @@ impl Linear {
 
     /// `y = x·Wᵀ + b`.
     fn apply(&self, y: &mut [f32], x: &[f32]) {
-        self.product(y, x, false);
-    }
-
-    /// `y += x·Wᵀ + b`.
-    fn add_to(&self, y: &mut [f32], x: &[f32]) {
-        self.product(y, x, true);
-    }
-
-    fn product(&self, y: &mut [f32], x: &[f32], accumulate: bool) {
         let (inputs, outputs) = (self.weight.k(), self.weight.n());
-        gemm_rows(y, outputs, x.len() / inputs, x, &self.weight, accumulate);
+        gemm_rows(y, outputs, x.len() / inputs, x, &self.weight, false);
         if let Some(bias) = &self.bias {
             vector::add_bias(y, bias);
         }
@@ -332,7 +323,10 @@ impl Engine {
                 rope::apply(qkv, qkv_width, heads + kv_heads, d, &cos, &sin, &table_rows);
             }
             self.attend(mixed, qkv, layer, spans);
-            block.attention_out.add_to(x, mixed);
+            // Added when it is whole: a sum that began at the residual would be rounded at every step as coarsely as the
+            // largest residuals are, which some models' first tokens have in the ten thousands.
+            block.attention_out.apply(normed, mixed);
+            vector::add(x, normed);
             add_branches(&runs, layer, Site::AttentionOut, x, hidden, mixed);
 
             block.feed_norm.apply(normed, x);
@@ -345,7 +339,8 @@ impl Engine {
                 activate(config.hidden_act, inner);
                 &*inner
             };
-            block.feed_out.add_to(x, fed);
+            block.feed_out.apply(normed, fed);
+            vector::add(x, normed);
             add_branches(&runs, layer, Site::FeedOut, x, hidden, fed);
         }
         for span in spans.iter_mut() {

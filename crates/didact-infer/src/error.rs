@@ -1,8 +1,10 @@
 //! What can go wrong.
 
 use didact_core::fault::{Classify, Fault};
+use didact_core::files::FileError;
 use didact_core::generate::GenerateError;
 use didact_model::ModelError;
+use std::path::PathBuf;
 
 /// Why an engine cannot be built or go on.
 #[derive(Debug, thiserror::Error)]
@@ -35,13 +37,23 @@ pub enum InferError {
         /// What would do.
         expected: &'static str,
     },
+    /// A file that should hold answers cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file that should hold answers holds something else.
+    #[error("`{}` is no file of answers", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl Classify for InferError {
     fn fault(&self) -> Fault {
         match self {
             Self::Model(error) => error.fault(),
-            Self::Vocabulary { .. } | Self::Adapter { .. } | Self::Option { .. } => Fault::Input,
+            Self::File(error) => error.fault(),
+            Self::Vocabulary { .. } | Self::Adapter { .. } | Self::Option { .. } | Self::Cache { .. } => Fault::Input,
         }
     }
 
@@ -50,6 +62,8 @@ impl Classify for InferError {
             Self::Model(error) => error.hint(),
             Self::Vocabulary { .. } => Some("use the tokenizer that came with the model".into()),
             Self::Adapter { .. } => Some("use the model that the adapter was trained on".into()),
+            Self::File(error) => error.hint(),
+            Self::Cache { .. } => Some("remove it: what it should hold can be asked again".into()),
             Self::Option { .. } => None,
         }
     }

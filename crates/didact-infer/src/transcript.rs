@@ -229,68 +229,17 @@ impl<G: Generator> Generator for Recorder<G> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use didact_core::generate::{Answer, FinishReason, Sampling};
-
-    /// Answers with the prompt's length, and does not like the letter x.
-    struct Lengths;
-
-    fn length(prompt: &Prompt) -> Result<usize, RequestError> {
-        match prompt {
-            Prompt::Text(text) if !text.contains('x') => Ok(text.len()),
-            _ => Err(RequestError::EmptyPrompt),
-        }
-    }
-
-    impl Generator for Lengths {
-        fn generate(
-            &self,
-            requests: &[Request],
-            sink: &mut dyn FnMut(usize, Result<Completion, RequestError>),
-            _: &Cancel,
-        ) -> Result<(), GenerateError> {
-            for (index, request) in requests.iter().enumerate().rev() {
-                let answer = |n: usize| Answer {
-                    text: n.to_string(),
-                    ids: vec![n as u32],
-                    log_probs: vec![-0.1],
-                    top_log_probs: Vec::new(),
-                    finish_reason: FinishReason::Stop,
-                };
-                let completion = |n| Completion { answers: vec![answer(n)], prompt_tokens: n };
-                sink(index, length(&request.prompt).map(completion));
-            }
-            Ok(())
-        }
-
-        fn score(
-            &self,
-            pairs: &[(Prompt, Prompt)],
-            sink: &mut dyn FnMut(usize, Result<TokenLogProbs, RequestError>),
-            _: &Cancel,
-        ) -> Result<(), GenerateError> {
-            for (index, (_, continuation)) in pairs.iter().enumerate() {
-                let score = |n| TokenLogProbs { ids: vec![n as u32], log_probs: vec![-0.7], is_greedy: true };
-                sink(index, length(continuation).map(score));
-            }
-            Ok(())
-        }
-    }
-
-    fn request(text: &str) -> Request {
-        Request { prompt: Prompt::Text(text.into()), sampling: Sampling::default() }
-    }
+    use crate::testing::{Lengths, pair, request};
+    use didact_core::generate::Sampling;
 
     #[test]
     fn what_was_recorded_is_said_again() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("transcript.jsonl");
         let requests = [request("one"), request("x"), request("three")];
-        let pairs = [
-            (Prompt::Text("a".into()), Prompt::Text("bc".into())),
-            (Prompt::Text("a".into()), Prompt::Text("x".into())),
-        ];
+        let pairs = [pair("a", "bc"), pair("a", "x")];
         let cancel = Cancel::new();
-        let recorder = Recorder::new(Lengths);
+        let recorder = Recorder::new(Lengths::default());
         let said = recorder.generate_all(&requests, &cancel).expect("generates");
         let mut scored = vec![None; 2];
         recorder.score(&pairs, &mut |i, score| scored[i] = Some(score), &cancel).expect("scores");

@@ -61,7 +61,8 @@ pub struct Refinement<'a> {
     pub canonical: &'a dyn Fn(&Answer) -> String,
 }
 
-/// A prompt with an answer and the request to look at it again.
+/// A prompt with an answer and the request to look at it again. Neither recipes nor commands refine prompts of token ids,
+/// which are given back as they are.
 pub fn followed(prompt: &Prompt, answer: &str, instruction: &str) -> Prompt {
     match prompt {
         Prompt::Messages { messages, tools } => {

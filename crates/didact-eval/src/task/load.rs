@@ -66,7 +66,8 @@ fn read(file: &TaskFile, split: &str, base: &Path) -> Result<Vec<Document>, Eval
             continue;
         }
         let path = base.join(&path);
-        if !path.exists() && path.starts_with(std::env::var_os(DATA).unwrap_or_default()) {
+        let is_ready_data = std::env::var_os(DATA).is_some_and(|data| !data.is_empty() && path.starts_with(data));
+        if is_ready_data && !path.exists() {
             let reason = "where it is not".to_owned();
             return Err(EvalError::NoData { task: file.task.clone(), file: path.display().to_string(), reason });
         }

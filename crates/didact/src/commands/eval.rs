@@ -10,14 +10,14 @@ use crate::signals;
 use clap::{Args, ValueEnum};
 use didact_core::cancel::Cancel;
 use didact_core::generate::Generator;
+use didact_core::hash::{Digest, hash_bytes};
 use didact_core::progress::{Reporter, Table};
 use didact_core::seed::Streams;
-use didact_eval::cache::CachedGenerator;
 use didact_eval::compare::{self, Side};
 use didact_eval::results::{self, About};
 use didact_eval::task::prompt::Draw;
 use didact_eval::{EvalError, EvalOptions, Model, TaskResult, Windows, contamination, evaluate};
-use didact_infer::{LocalGenerator, Options};
+use didact_infer::{CachedGenerator, LocalGenerator, Options};
 use didact_methods::tasks::{self, Selection};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -94,6 +94,8 @@ impl Examples {
     }
 }
 
+/// Answers that a killed evaluation may lose; each can be asked again.
+const SYNC_EVERY: usize = 256;
 /// The seed of the lm-evaluation-harness.
 const SEED: u64 = 1234;
 
@@ -239,7 +241,9 @@ impl Evaluation<'_> {
         let seed = self.global.seed.unwrap_or(SEED);
         if let Some(remote) = self.args.remote.generator(name, true, seed)? {
             // Its journal is its cache.
-            return self.ask(name, &remote, None, None, "", "server", None);
+            let address = self.args.remote.endpoint.as_deref().unwrap_or_default();
+            let digest = hash_bytes(format!("{address} {name}").as_bytes());
+            return self.ask(name, &remote, None, None, digest, "server", None);
         }
         let files = ModelFiles::open(name, self.output)?;
         let adapter = self.args.adapter.as_deref();
@@ -255,7 +259,7 @@ impl Evaluation<'_> {
             didact_core::files::create_dir_all(folder)?;
         }
         let dtype = precision(self.global).as_str();
-        self.ask(name, &generator, windows, cache.as_deref(), &digest.to_string(), dtype, Some(model.context()))
+        self.ask(name, &generator, windows, cache.as_deref(), digest, dtype, Some(model.context()))
     }
 
     #[expect(clippy::too_many_arguments, reason = "what is known of a model, once")]
@@ -265,11 +269,12 @@ impl Evaluation<'_> {
         generator: &dyn Generator,
         windows: Option<Windows<'_>>,
         cache: Option<&Path>,
-        digest: &str,
+        digest: Digest,
         dtype: &str,
         context: Option<usize>,
     ) -> anyhow::Result<Vec<Found>> {
-        let cached = CachedGenerator::new(generator, cache)?;
+        let cached = CachedGenerator::new(generator, digest);
+        let cached = if let Some(file) = cache { cached.with_file(file, SYNC_EVERY)? } else { cached };
         let shots: Vec<Option<usize>> =
             if self.args.shots.is_empty() { vec![None] } else { self.args.shots.iter().copied().map(Some).collect() };
         let mut all = Vec::new();
@@ -287,7 +292,7 @@ impl Evaluation<'_> {
             let results = evaluate(&self.selection.tasks, model, &options, &self.progress, &self.cancel)?;
             let about = About {
                 model: name.to_owned(),
-                model_sha: digest.to_owned(),
+                model_sha: digest.to_string(),
                 dtype: dtype.to_owned(),
                 max_length: context,
                 version: super::version(),

@@ -27,7 +27,7 @@ use didact_core::hash::{Digest, hash_bytes};
 use didact_core::progress::Level;
 use didact_core::seed::Streams;
 use didact_core::stage::{Stage, StageContext, StageError, StageInput};
-use didact_infer::{EngineWeights, Journaled, LocalGenerator, Options};
+use didact_infer::{CachedGenerator, EngineWeights, LocalGenerator, Options};
 use didact_model::Decoder;
 use didact_train::TrainConfig;
 use didact_verify::cached::Cached;
@@ -331,10 +331,15 @@ impl RoundStage {
     }
 
     /// A model to ask, whose answers are on disk one by one.
-    fn asking(&self, context: &StageContext<'_>, decoder: &Decoder) -> Result<Journaled<LocalGenerator>, MethodError> {
+    fn asking(
+        &self,
+        context: &StageContext<'_>,
+        decoder: &Decoder,
+    ) -> Result<CachedGenerator<LocalGenerator>, MethodError> {
         let generator = self.plan.generator(decoder)?;
         // The stage's key says which model it is: its work directory is emptied when that changes.
-        Ok(Journaled::open(generator, hash_bytes(b"model"), &context.work_dir.join(ANSWER_LOG))?)
+        let log = context.work_dir.join(ANSWER_LOG);
+        Ok(CachedGenerator::new(generator, hash_bytes(b"model")).with_file(&log, 1)?)
     }
 
     /// Answers to tasks, in their order.

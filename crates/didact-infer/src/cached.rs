@@ -1,10 +1,12 @@
 //! A generator that is asked nothing twice: equal requests of one call are one, and with a file what one process was told
 //! the next one knows.
 
-use crate::error::EvalError;
+use crate::error::InferError;
 use didact_core::cancel::Cancel;
-use didact_core::files::AppendLog;
-use didact_core::generate::{Completion, GenerateError, Generator, Prompt, Request, RequestError, TokenLogProbs};
+use didact_core::files::{AppendLog, FileError};
+use didact_core::generate::{
+    Completion, FinishReason, GenerateError, Generator, Prompt, Request, RequestError, TokenLogProbs,
+};
 use didact_core::hash::{Digest, hash_json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,13 +15,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Answers between two calls of fsync: a killed process loses so many at most, each of which can be asked again.
-const SYNC_EVERY: usize = 256;
-
-/// Hands on to a generator what was not asked before. Answers are kept by the request's whole content, so that one file
-/// must only ever be used for one model in one precision; errors are not kept.
-pub struct CachedGenerator<'a> {
-    inner: &'a dyn Generator,
+/// Hands on to a generator what was not asked before. Answers are found again by the whole content of their request and by
+/// a fingerprint, which says whose they are: another model's answers in the same file are not taken for this one's.
+/// Refusals are not kept, and neither are answers that were cut short by a stop.
+pub struct CachedGenerator<G> {
+    inner: G,
+    fingerprint: Digest,
     state: Mutex<State>,
 }
 
@@ -28,30 +29,38 @@ struct State {
     /// Looked up, never walked.
     known: HashMap<Digest, Value>,
     log: Option<AppendLog>,
+    sync_every: usize,
     unsynced: usize,
     hits: u64,
     asked: u64,
 }
 
-impl<'a> CachedGenerator<'a> {
-    /// Over `inner`, with what `file` remembers where one is given.
+impl<G: Generator> CachedGenerator<G> {
+    /// Over `inner`; `fingerprint` says all that answers depend on beside the request: weights, tokenizer, precision.
+    pub fn new(inner: G, fingerprint: Digest) -> Self {
+        Self { inner, fingerprint, state: Mutex::default() }
+    }
+
+    /// With what `file` remembers, and keeping there what comes. An answer is durable when it is handed on with a
+    /// `sync_every` of 1; with a larger one a killed process loses so many at most, and the disk has less to do.
     ///
     /// # Errors
     /// When the file cannot be read, or is something else.
-    pub fn new(inner: &'a dyn Generator, file: Option<&Path>) -> Result<Self, EvalError> {
-        let mut state = State::default();
-        if let Some(path) = file {
-            let (log, recovered) = AppendLog::open(path)?;
+    pub fn with_file(self, file: &Path, sync_every: usize) -> Result<Self, InferError> {
+        let (log, recovered) = AppendLog::open(file)?;
+        {
+            let mut state = self.state();
             for mut record in recovered.records {
                 let key = record.get("key").and_then(Value::as_str).and_then(|key| key.parse().ok());
                 let (Some(key), Some(value)) = (key, record.remove("value")) else {
-                    return Err(EvalError::Cache { path: path.to_owned() });
+                    return Err(InferError::Cache { path: file.to_owned() });
                 };
                 state.known.insert(key, value);
             }
             state.log = Some(log);
+            state.sync_every = sync_every.max(1);
         }
-        Ok(Self { inner, state: Mutex::new(state) })
+        Ok(self)
     }
 
     /// Requests that needed no asking.
@@ -69,19 +78,19 @@ impl<'a> CachedGenerator<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn key(&self, kind: &str, request: &impl Serialize) -> Digest {
+        hash_json(&json!({ "model": self.fingerprint, "kind": kind, "request": request }))
+    }
+
     fn keep(&self, key: Digest, value: Value) -> Result<(), GenerateError> {
-        let broken = |error| GenerateError {
-            message: "the cache of answers cannot be written; --no-cache goes without".into(),
-            source: Some(Box::new(error)),
-        };
         let mut state = self.state();
-        let State { log, unsynced, known, .. } = &mut *state;
+        let State { log, sync_every, unsynced, known, .. } = &mut *state;
         if let Some(log) = log {
             let record =
                 Map::from_iter([("key".to_owned(), json!(key.to_string())), ("value".to_owned(), value.clone())]);
             log.append(&record).map_err(broken)?;
             *unsynced += 1;
-            if *unsynced >= SYNC_EVERY {
+            if *unsynced >= *sync_every {
                 log.sync().map_err(broken)?;
                 *unsynced = 0;
             }
@@ -95,6 +104,7 @@ impl<'a> CachedGenerator<'a> {
         &self,
         questions: &[Q],
         key: impl Fn(&Q) -> Digest,
+        is_cut: impl Fn(&A) -> bool,
         sink: &mut dyn FnMut(usize, Result<A, RequestError>),
         ask: impl FnOnce(&[Q], &mut dyn FnMut(usize, Result<A, RequestError>)) -> Result<(), GenerateError>,
     ) -> Result<(), GenerateError> {
@@ -119,7 +129,9 @@ impl<'a> CachedGenerator<'a> {
         let mut failure = None;
         let result = ask(&asked, &mut |place, answer: Result<A, RequestError>| {
             let (key, indices) = &open[place];
-            if let Ok(answer) = &answer {
+            if let Ok(answer) = &answer
+                && !is_cut(answer)
+            {
                 let value = serde_json::to_value(answer).unwrap_or_default();
                 if let Err(error) = self.keep(*key, value) {
                     failure.get_or_insert(error);
@@ -137,40 +149,29 @@ impl<'a> CachedGenerator<'a> {
         if let Some(log) = &self.state().log
             && let Err(error) = log.sync()
         {
-            failure.get_or_insert(GenerateError {
-                message: "the cache of answers cannot be written; --no-cache goes without".into(),
-                source: Some(Box::new(error)),
-            });
+            failure.get_or_insert(broken(error));
         }
         result.and(failure.map_or(Ok(()), Err))
     }
 }
 
-fn digest(kind: &str, request: &impl Serialize) -> Digest {
-    hash_json(&json!({ "kind": kind, "request": request }))
+fn broken(error: FileError) -> GenerateError {
+    GenerateError { message: "an answer cannot be kept".into(), source: Some(Box::new(error)) }
 }
 
-impl Generator for CachedGenerator<'_> {
+impl<G: Generator> Generator for CachedGenerator<G> {
     fn generate(
         &self,
         requests: &[Request],
         sink: &mut dyn FnMut(usize, Result<Completion, RequestError>),
         cancel: &Cancel,
     ) -> Result<(), GenerateError> {
-        let key = |request: &Request| digest("generate", request);
-        self.ask(requests, key, sink, |requests, sink| {
-            let mut sink = |index: usize, completion: Result<Completion, RequestError>| {
-                // An answer that was cut off by the user is no answer; the caller sees that it is missing.
-                let is_cut = |completion: &Completion| {
-                    let reason = didact_core::generate::FinishReason::Cancelled;
-                    completion.answers.iter().any(|answer| answer.finish_reason == reason)
-                };
-                if !completion.as_ref().is_ok_and(is_cut) {
-                    sink(index, completion);
-                }
-            };
-            self.inner.generate(requests, &mut sink, cancel)
-        })
+        let key = |request: &Request| self.key("generate", request);
+        // An answer that was cut off by the user is none to remember.
+        let is_cut = |completion: &Completion| {
+            completion.answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled)
+        };
+        self.ask(requests, key, is_cut, sink, |requests, sink| self.inner.generate(requests, sink, cancel))
     }
 
     fn score(
@@ -179,51 +180,24 @@ impl Generator for CachedGenerator<'_> {
         sink: &mut dyn FnMut(usize, Result<TokenLogProbs, RequestError>),
         cancel: &Cancel,
     ) -> Result<(), GenerateError> {
-        let key = |pair: &(Prompt, Prompt)| digest("score", pair);
-        self.ask(pairs, key, sink, |pairs, sink| self.inner.score(pairs, sink, cancel))
+        let key = |pair: &(Prompt, Prompt)| self.key("score", pair);
+        self.ask(pairs, key, |_| false, sink, |pairs, sink| self.inner.score(pairs, sink, cancel))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use crate::testing::{Lengths, pair, request};
+    use didact_core::hash::hash_bytes;
 
-    /// Scores by length, and remembers what it was asked.
-    #[derive(Default)]
-    struct Lengths {
-        asked: RefCell<Vec<String>>,
-    }
-
-    impl Generator for Lengths {
-        fn generate(
-            &self,
-            _: &[Request],
-            _: &mut dyn FnMut(usize, Result<Completion, RequestError>),
-            _: &Cancel,
-        ) -> Result<(), GenerateError> {
-            Ok(())
-        }
-
-        fn score(
-            &self,
-            pairs: &[(Prompt, Prompt)],
-            sink: &mut dyn FnMut(usize, Result<TokenLogProbs, RequestError>),
-            _: &Cancel,
-        ) -> Result<(), GenerateError> {
-            for (index, (_, continuation)) in pairs.iter().enumerate() {
-                let Prompt::Text(text) = continuation else { panic!("the test asks for text") };
-                self.asked.borrow_mut().push(text.clone());
-                let score =
-                    TokenLogProbs { ids: vec![1], log_probs: vec![-(text.len() as f32) / 3.0], is_greedy: true };
-                sink(index, if text == "bad" { Err(RequestError::EmptyPrompt) } else { Ok(score) });
-            }
-            Ok(())
-        }
-    }
-
-    fn pairs(texts: &[&str]) -> Vec<(Prompt, Prompt)> {
-        texts.iter().map(|text| (Prompt::Text("p".into()), Prompt::Text((*text).into()))).collect()
+    fn scores(cached: &CachedGenerator<&Lengths>, texts: &[&str]) -> Vec<Option<Result<f32, RequestError>>> {
+        let pairs: Vec<_> = texts.iter().map(|text| pair("p", text)).collect();
+        let mut scores = vec![None; texts.len()];
+        let mut sink =
+            |i: usize, score: Result<TokenLogProbs, RequestError>| scores[i] = Some(score.map(|s| s.log_probs[0]));
+        cached.score(&pairs, &mut sink, &Cancel::new()).expect("it scores");
+        scores
     }
 
     #[test]
@@ -231,22 +205,36 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("answers.log");
         let lengths = Lengths::default();
-        let score = |cached: &CachedGenerator<'_>, texts: &[&str]| {
-            let mut scores = vec![None; texts.len()];
-            let mut sink =
-                |i: usize, score: Result<TokenLogProbs, RequestError>| scores[i] = Some(score.map(|s| s.log_probs[0]));
-            cached.score(&pairs(texts), &mut sink, &Cancel::new()).expect("it scores");
-            scores
-        };
-        let cached = CachedGenerator::new(&lengths, Some(&path)).expect("it opens");
-        let first = score(&cached, &["aa", "b", "aa", "bad"]);
+        let open =
+            |model: &[u8]| CachedGenerator::new(&lengths, hash_bytes(model)).with_file(&path, 2).expect("it opens");
+        let cached = open(b"m");
+        let first = scores(&cached, &["aa", "b", "aa", "x"]);
         assert_eq!(first[0], first[2]);
         assert_eq!((cached.hits(), cached.asked()), (1, 3));
         drop(cached);
-        let cached = CachedGenerator::new(&lengths, Some(&path)).expect("it opens");
-        assert_eq!(score(&cached, &["aa", "b", "aa", "bad"]), first, "the very bits come back");
+        let cached = open(b"m");
+        assert_eq!(scores(&cached, &["aa", "b", "aa", "x"]), first, "the very bits come back");
         assert_eq!(cached.hits(), 3);
-        assert_eq!(*lengths.asked.borrow(), ["aa", "b", "bad", "bad"], "an error is asked again");
+        assert_eq!(lengths.asked(), ["aa", "b", "x", "x"], "a refusal is asked again");
+        drop(cached);
+        let other = open(b"n");
+        scores(&other, &["aa"]);
+        assert_eq!((other.hits(), other.asked()), (0, 1), "another model");
+    }
+
+    #[test]
+    fn a_process_that_died_asks_only_for_the_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("answers.log");
+        let requests = ["one", "two", "three"].map(request);
+        let ask = |lengths: &Lengths| {
+            let cached = CachedGenerator::new(lengths, hash_bytes(b"m")).with_file(&path, 1).expect("it opens");
+            let answers = cached.generate_all(&requests, &Cancel::new()).expect("it answers");
+            (answers.iter().flatten().count(), lengths.asked().len())
+        };
+        assert_eq!(ask(&Lengths::dying_after(2)), (2, 2));
+        assert_eq!(ask(&Lengths::default()), (3, 1));
+        assert_eq!(ask(&Lengths::default()), (3, 0));
     }
 
     #[test]
@@ -256,7 +244,7 @@ mod tests {
         let (mut log, _) = AppendLog::open(&path).expect("it opens");
         log.append(&Map::from_iter([("verdict".to_owned(), json!(1))])).expect("it is written");
         drop(log);
-        let lengths = Lengths::default();
-        assert!(matches!(CachedGenerator::new(&lengths, Some(&path)), Err(EvalError::Cache { .. })));
+        let found = CachedGenerator::new(Lengths::default(), hash_bytes(b"m")).with_file(&path, 1);
+        assert!(matches!(found.err(), Some(InferError::Cache { .. })));
     }
 }
